@@ -1,0 +1,15 @@
+"""Turn any PyTorch module into the target of a hypernetwork and sample accurate, diverse networks from it."""
+
+from lightning_hypernet.diversity import DiversityLoss
+from lightning_hypernet.generator import GeneratorConfig
+from lightning_hypernet.hookspecs import hookimpl
+from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.population import Population
+
+__all__ = [
+    "DiversityLoss",
+    "GeneratorConfig",
+    "Hypernet",
+    "Population",
+    "hookimpl",
+]

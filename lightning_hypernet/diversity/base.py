@@ -1,0 +1,73 @@
+"""DiversityLoss, what every diversity loss is, and the weighted sum of several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lightning_hypernet.population import Population
+
+
+class DiversityLoss(nn.Module, ABC):
+    """A scalar of a population; low = diverse.
+
+    It may own parameters: they join the optimizer. `default_weight` is what it is multiplied with where the user names it
+    without a weight.
+    """
+
+    default_weight: ClassVar[float] = 1e-3
+
+    def prepare(self, population: Population) -> None:  # noqa: B027
+        """See a first population before the optimizer exists; a loss builds here what depends on sizes."""
+
+    @abstractmethod
+    def forward(self, population: Population) -> Tensor:
+        """Map a population to a scalar. What of it is read is computed, and nothing else."""
+
+
+class WeightedDiversity(nn.Module):
+    """A weighted sum of diversity losses.
+
+    Args:
+        losses: For every name its loss.
+        weights: For every name its weight.
+    """
+
+    def __init__(self, losses: Mapping[str, DiversityLoss], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+        self.weights = dict(weights)
+
+    def prepare(self, population: Population) -> None:
+        """Let every loss see a first population."""
+        for loss in self.losses.values():
+            assert isinstance(loss, DiversityLoss)
+            loss.prepare(population)
+
+    def forward(self, population: Population) -> dict[str, Tensor]:
+        """The value of every loss, by name, before it is weighted.
+
+        Raises:
+            RuntimeError: If a loss raises; the message names it.
+            ValueError: If a loss is no scalar or is NaN.
+        """
+        values = {}
+        for name, loss in self.losses.items():
+            try:
+                value = loss(population)
+            except Exception as error:
+                raise RuntimeError(f"the diversity loss {name!r} failed: {error}") from error
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the diversity loss {name!r} must return a scalar tensor, not {shape}")
+            if value.isnan():
+                raise ValueError(f"the diversity loss {name!r} is NaN; lower its weight or the learning rate")
+            values[name] = value
+        return values
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Weigh the values of `forward` and add them."""
+        return sum(self.weights[name] * value for name, value in values.items())  # type: ignore[return-value]

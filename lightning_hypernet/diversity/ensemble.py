@@ -1,0 +1,57 @@
+"""The loss of the joined prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_hypernet.diversity.base import DiversityLoss
+from lightning_hypernet.population import Population
+
+
+class EnsembleLoss(DiversityLoss):
+    r"""The target's loss on the joined prediction of the population, on examples that all networks share.
+
+    With ``relative=True`` the networks' own mean loss is taken off: what remains is minus the gain of the ensemble, the
+    ambiguity of Krogh and Vedelsby (1995) for the squared loss. Weighing it by more than 1 rewards disagreement even where it
+    costs the ensemble.
+
+    Args:
+        loss: Name of a function of `torch.nn.functional` that takes outputs and targets, or such a function.
+        join: ``"log_mean_prob"``: the outputs are logits over the last axis, the joined one is the log of the mean probability.
+            ``"mean"``: the mean output.
+        relative: Take off the mean loss of the networks.
+    """
+
+    default_weight = 0.3
+
+    def __init__(
+        self,
+        loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+        join: Literal["log_mean_prob", "mean"] = "log_mean_prob",
+        relative: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(loss, str) and not hasattr(F, loss):
+            raise ValueError(f"torch.nn.functional has no loss {loss!r}")
+        if join not in ("log_mean_prob", "mean"):
+            raise ValueError(f"join must be 'log_mean_prob' or 'mean', not {join!r}")
+        self.loss: Callable[[Tensor, Tensor], Tensor] = getattr(F, loss) if isinstance(loss, str) else loss
+        self.join, self.relative = join, relative
+
+    def forward(self, population: Population) -> Tensor:
+        """Map a population with targets to the loss of its joined prediction."""
+        outputs, targets = population.outputs, population.output_targets
+        if self.join == "mean":
+            joined = outputs.mean(0)
+        else:
+            joined = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+        loss = self.loss(joined, targets)
+        if self.relative:
+            loss = loss - torch.stack([self.loss(output, targets) for output in outputs.unbind(0)]).mean()
+        return loss

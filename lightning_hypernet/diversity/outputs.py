@@ -1,0 +1,31 @@
+"""Entropy of what the networks compute."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_hypernet.diversity.base import DiversityLoss
+from lightning_hypernet.diversity.entropy import entropy
+from lightning_hypernet.population import Population
+
+
+class OutputEntropy(DiversityLoss):
+    """Minus the entropy of the concatenated outputs on examples that all networks share (the paper's eq. 3).
+
+    No gauge is needed: networks that compute the same function have the same outputs.
+
+    Args:
+        p: 2 for Euclidean distances, 1 for sums of absolute differences.
+        softmax: Read class probabilities instead of the raw outputs; the last axis holds the classes.
+    """
+
+    def __init__(self, p: Literal[1, 2] = 2, softmax: bool = False) -> None:
+        super().__init__()
+        self.p, self.softmax = p, softmax
+
+    def forward(self, population: Population) -> Tensor:
+        """Map a population to minus the entropy of its outputs, in nats."""
+        outputs = population.outputs.softmax(-1) if self.softmax else population.outputs
+        return -entropy(outputs.flatten(1), population.latents.shape[1], self.p)

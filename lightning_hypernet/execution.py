@@ -1,0 +1,380 @@
+"""Run many weight vectors through one target."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from lightning_hypernet.filters import FilterBanks
+
+ExecutionMode = Literal["auto", "loop", "vmap"]
+Reduction = Literal["mean", "log_mean_prob", "majority", None]
+Tensors = Mapping[str, Tensor]
+
+
+class Arguments:
+    """The arguments of one call, for many networks.
+
+    Args:
+        args: Positional arguments, any pytree.
+        kwargs: Keyword arguments, any pytree.
+        networks: Deal the batch out to that many networks at most, in contiguous parts whose sizes differ by at most one;
+            None: all networks get everything. The batch size is that of the first tensor's first axis. Every tensor with that
+            size along its first axis is dealt, one of three or more axes with that size along its second axis too (the state
+            of a recurrent layer); the others are shared.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], networks: int | None = None) -> None:
+        self.leaves, self._spec = tree_flatten((args, kwargs))
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.sizes: list[int] | None = None
+        self.axes: list[int | None] = [None] * len(self.leaves)
+        self.batch = next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), 0)
+        if networks is not None and networks > 1 and self.batch > 0:
+            parts = min(networks, self.batch)
+            self.sizes = [self.batch // parts + (index < self.batch % parts) for index in range(parts)]
+            self.axes = [_axis_of(leaf, self.batch) for leaf in self.leaves]
+            self._parts = [
+                leaf.split(self.sizes, dim=axis) if axis is not None else None
+                for leaf, axis in zip(self.leaves, self.axes, strict=True)
+            ]
+
+    def head(self, count: int) -> Arguments:
+        """The first examples of the batch, shared by all networks, detached."""
+        axes = [_axis_of(leaf, self.batch) for leaf in self.leaves]
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        pairs = zip(leaves, axes, strict=True)
+        return Arguments(
+            *self.restore([leaf if axis is None else leaf.narrow(axis, 0, min(count, self.batch)) for leaf, axis in pairs])
+        )
+
+    @property
+    def even(self) -> bool:
+        """Whether every network gets equally much."""
+        return self.sizes is None or len(set(self.sizes)) == 1
+
+    def of(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one network."""
+        if self.sizes is None:
+            return self.restore(self.leaves)
+        pairs = zip(self.leaves, self._parts, strict=True)
+        return self.restore([leaf if parts is None else parts[index] for leaf, parts in pairs])
+
+    def restore(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put leaves back into the structure of the call."""
+        args, kwargs = tree_unflatten(list(leaves), self._spec)
+        return args, kwargs
+
+    def stacked(self) -> list[Any]:
+        """The leaves, with a leading axis of networks where they are dealt; only if `even`."""
+        if self.sizes is None:
+            return self.leaves
+        shape = (len(self.sizes), self.sizes[0])
+        pairs = zip(self.leaves, self.axes, strict=True)
+        return [leaf if axis is None else leaf.unflatten(axis, shape).movedim(axis, 0) for leaf, axis in pairs]
+
+    def join(self, outputs: Sequence[Any]) -> Any:
+        """One output in the order of the inputs, from those of the networks.
+
+        A tensor is joined along its first axis if that has the size of the network's part or a multiple, else along the first
+        axis of exactly that size. What has no such axis, a scalar for one, is averaged, weighted by the sizes of the parts.
+        """
+        if self.sizes is None or len(outputs) == 1:
+            return outputs[0]
+        return _merge(outputs, lambda leaves: _join_leaves(leaves, self.sizes or []))
+
+
+def _axis_of(leaf: Any, batch: int) -> int | None:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return None
+    if leaf.shape[0] == batch:
+        return 0
+    return 1 if leaf.ndim > 2 and leaf.shape[1] == batch else None
+
+
+def _join_leaves(leaves: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    shape, size = leaves[0].shape, sizes[0]
+    exact = [axis for axis, length in enumerate(shape) if length == size]
+    if shape and (0 in exact or (not exact and shape[0] % size == 0)):
+        return torch.cat(list(leaves))
+    if exact:
+        return torch.cat(list(leaves), dim=exact[0])
+    if not leaves[0].is_floating_point():
+        return leaves[0]
+    shares = torch.tensor(sizes, device=leaves[0].device) / sum(sizes)
+    stacked = torch.stack(list(leaves))
+    return torch.tensordot(shares.to(stacked.dtype), stacked, dims=1)
+
+
+def stack(outputs: Sequence[Any]) -> Any:
+    """Stack the outputs of networks that saw the same inputs: every tensor gets a leading axis ``(S, ...)``."""
+    return _merge(outputs, lambda leaves: torch.stack(list(leaves)))
+
+
+def _rows(weights: Tensors) -> Iterator[dict[str, Tensor]]:
+    """The weights of one network after the other; unbind, since the backward of an index writes a tensor of zeros."""
+    for row in zip(*(value.unbind(0) for value in weights.values()), strict=True):
+        yield dict(zip(weights, row, strict=True))
+
+
+def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
+    """Join the outputs of networks that saw the same inputs.
+
+    Args:
+        outputs: Any pytree of tensors ``(S, ...)``.
+        reduce: ``"mean"``; ``"log_mean_prob"``, the log of the mean probability where outputs are logits over the last axis;
+            ``"majority"``, the share of networks that vote for each class of the last axis; None leaves the outputs as they
+            are. Integers are joined by majority always.
+
+    Returns:
+        The same pytree, of tensors ``(...)`` unless `reduce` is None.
+    """
+    if reduce is None:
+        return outputs
+    return tree_map(lambda leaf: _reduce_leaf(leaf, reduce) if isinstance(leaf, Tensor) else leaf, outputs)
+
+
+def _reduce_leaf(leaf: Tensor, reduce: str) -> Tensor:
+    if not leaf.is_floating_point():
+        return leaf.mode(0).values
+    if reduce == "mean" or leaf.ndim == 1:
+        return leaf.mean(0)
+    if reduce == "majority":
+        return nn.functional.one_hot(leaf.argmax(-1), leaf.shape[-1]).to(leaf.dtype).mean(0)
+    return leaf.log_softmax(-1).logsumexp(0) - math.log(len(leaf))
+
+
+def _merge(outputs: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+    flat = [tree_flatten(output) for output in outputs]
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    return tree_unflatten(
+        [merge(column) if isinstance(column[0], Tensor) else column[0] for column in columns], flat[0][1]
+    )
+
+
+class Executor:
+    """A target without weights of its own, which runs with the weights it is given.
+
+    Args:
+        target: The target. It is copied; the copy keeps what is not generated.
+        banks: Its filter banks.
+        mode: ``"loop"`` runs one network after the other, ``"vmap"`` all at once, ``"auto"`` takes the loop on CPUs and vmap on
+            accelerators. What vmap cannot run (recurrent layers, solvers, uneven parts) goes to the loop.
+    """
+
+    def __init__(self, target: nn.Module, banks: FilterBanks, mode: ExecutionMode = "auto") -> None:
+        if mode not in get_args(ExecutionMode):
+            raise ValueError(f"execution must be one of {', '.join(get_args(ExecutionMode))}, not {mode!r}")
+        self.target = copy.deepcopy(target)
+        self.mode = mode
+        self._aliases = banks.aliases
+        self._fill(dict.fromkeys(banks.aliases))
+
+    def _fill(self, weights: Mapping[str, Tensor | None]) -> None:
+        for name, value in weights.items():
+            for alias in self._aliases[name]:
+                path, _, key = alias.rpartition(".")
+                self.target.get_submodule(path)._parameters[key] = value  # type: ignore[assignment]
+
+    def _fill_buffers(self, buffers: Tensors) -> None:
+        for name, value in buffers.items():
+            path, _, key = name.rpartition(".")
+            self.target.get_submodule(path)._buffers[key] = value
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """The running statistics of the target's norm layers, by name."""
+        return {
+            f"{path}.{name}" if path else name: buffer
+            for path, module in self.target.named_modules()
+            if isinstance(module, _NormBase)
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+
+    def materialize(self, weights: Tensors, buffers: Tensors | None = None) -> nn.Module:
+        """A plain copy of the target with one network's weights.
+
+        Args:
+            weights: Every generated parameter, without a leading axis.
+            buffers: Buffers that differ from the target's own.
+
+        Returns:
+            A module of the target's own class, in the target's mode; it shares no memory with anything.
+        """
+        parameters = {name: nn.Parameter(value.detach().clone()) for name, value in weights.items()}
+        with self._kept():
+            self._fill(parameters)
+            module = copy.deepcopy(self.target, {id(parameter): parameter for parameter in parameters.values()})
+        for name, value in (buffers or {}).items():
+            module.get_buffer(name).copy_(value)
+        return module
+
+    def run(
+        self,
+        weights: Tensors,
+        arguments: Arguments,
+        buffers: Tensors | None = None,
+        method: str = "forward",
+        chunk_size: int | None = None,
+    ) -> list[Any]:
+        """Call the target once with the weights of every network, in the target's present mode.
+
+        The target is left as it was, whatever happens: its state, its buffers, its modes.
+
+        Args:
+            weights: ``{name: (S, *shape)}``.
+            arguments: Arguments of the call, shared by all networks or dealt out to them.
+            buffers: ``{name: (S, *shape)}``, buffers of their own for every network.
+            method: Which method of the target is called.
+            chunk_size: Networks that vmap runs at once; all by default.
+
+        Returns:
+            The output of every network that got a part of the arguments.
+
+        Raises:
+            TypeError: If the target cannot run and none of its inputs is a floating-point tensor.
+        """
+        networks = len(arguments.sizes) if arguments.sizes else len(next(iter(weights.values())))
+        weights = {name: value[:networks] for name, value in weights.items()}
+        buffers = {name: value[:networks] for name, value in (buffers or {}).items()}
+        accelerated = next(iter(weights.values())).device.type != "cpu"
+        try:
+            if arguments.even and (self.mode == "vmap" or (self.mode == "auto" and accelerated)):
+                return self._vmap_or_loop(weights, arguments, buffers, method, chunk_size)
+            return self._loop(weights, arguments, buffers, method)
+        except (RuntimeError, TypeError) as error:
+            dtypes = {tensor.dtype for tensor in arguments.tensors}
+            if not dtypes or any(dtype.is_floating_point for dtype in dtypes):
+                raise
+            raise TypeError(
+                f"{type(self.target).__name__} cannot run on inputs of {', '.join(map(str, dtypes))}; "
+                "convert them to floating point, as in x.float() / 255"
+            ) from error
+
+    def _vmap_or_loop(
+        self, weights: Tensors, arguments: Arguments, buffers: Tensors, method: str, chunk_size: int | None
+    ) -> list[Any]:
+        try:
+            return self._vmap(weights, arguments, buffers, method, chunk_size)
+        except Exception as error:
+            outputs = self._loop(weights, arguments, buffers, method)
+            self.mode = "loop"
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"vmap cannot run {type(self.target).__name__}, so its networks run one after the other: {reason}",
+                stacklevel=2,
+            )
+            return outputs
+
+    def _loop(self, weights: Tensors, arguments: Arguments, buffers: Tensors, method: str) -> list[Any]:
+        outputs = []
+        for index, row in enumerate(_rows(weights)):
+            with self._installed(row, {name: value[index] for name, value in buffers.items()}):
+                outputs.append(self._call(method, *arguments.of(index)))
+        return outputs
+
+    @contextmanager
+    def _installed(self, weights: Tensors, buffers: Tensors) -> Iterator[dict[str, Tensor]]:
+        """Put one network in place; gives the buffers that its run may change."""
+        with self._kept():
+            own = {name: value.clone() for name, value in self.target.named_buffers()}
+            own |= {name: value.clone() for name, value in buffers.items()}
+            self._fill(weights)
+            self._fill_buffers(own)
+            yield own
+
+    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.target(*args, **kwargs) if method == "forward" else getattr(self.target, method)(*args, **kwargs)
+
+    def _vmap(
+        self, weights: Tensors, arguments: Arguments, buffers: Tensors, method: str, chunk_size: int | None
+    ) -> list[Any]:
+        networks = len(next(iter(weights.values())))
+        stacked = {
+            name: value.expand(networks, *value.shape).clone() for name, value in self.statistics.items()
+        } | {name: value.clone() for name, value in buffers.items()}
+        shared = {name: value.clone() for name, value in self.target.named_buffers() if name not in stacked}
+        structure: list[Any] = []
+
+        def call(weights: Tensors, stacked: Tensors, leaves: list[Any]) -> list[Tensor]:
+            with self._kept():
+                self._fill(weights)
+                self._fill_buffers({**shared, **stacked})
+                output = self._call(method, *arguments.restore(leaves))
+            flat, spec = tree_flatten(output)
+            structure[:] = [spec, [None if isinstance(leaf, Tensor) else leaf for leaf in flat]]
+            return [leaf for leaf in flat if isinstance(leaf, Tensor)]
+
+        axes = [None if axis is None else 0 for axis in arguments.axes]
+        mapped = torch.func.vmap(call, in_dims=(0, 0, axes), randomness="different", chunk_size=chunk_size)
+        columns = [column.unbind(0) for column in mapped(dict(weights), stacked, arguments.stacked())]
+        spec, others = structure
+        outputs = []
+        for index in range(networks):
+            tensors = iter([column[index] for column in columns])
+            outputs.append(tree_unflatten([next(tensors) if leaf is None else leaf for leaf in others], spec))
+        return outputs
+
+    @torch.no_grad()
+    def norm_statistics(self, weights: Tensors, batches: Iterable[Arguments]) -> dict[str, Tensor]:
+        """Estimate the running statistics of every network's norm layers, in one pass over the data.
+
+        The cumulative average over batches, as `torch.optim.swa_utils.update_bn` computes it, but with every other layer in
+        evaluation mode.
+
+        Args:
+            weights: ``{name: (S, *shape)}``.
+            batches: Arguments of the target, shared by all networks.
+
+        Returns:
+            ``{name: (S, *shape)}`` for every buffer of a norm layer.
+
+        Raises:
+            ValueError: If there are no batches.
+        """
+        networks = len(next(iter(weights.values())))
+        total = {name: value.expand(networks, *value.shape).clone() for name, value in self.statistics.items()}
+        seen = 0
+        with self._kept():
+            self.target.eval()
+            for module in self.target.modules():
+                if isinstance(module, _NormBase) and module.track_running_stats:
+                    module.training, module.momentum = True, 1.0
+            for seen, arguments in enumerate(batches, start=1):
+                for index, row in enumerate(_rows(weights)):
+                    with self._installed(row, {}) as changed:
+                        self._call("forward", *arguments.of(index))
+                    for name, value in total.items():
+                        if value.dtype.is_floating_point:
+                            value[index] += (changed[name] - value[index]) / seen
+                        else:
+                            value[index] = seen
+        if not seen:
+            raise ValueError("no batch came to estimate norm statistics from; pass a loader that is not empty")
+        return total
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Put back every attribute, parameter and buffer of the target afterwards."""
+        before = [
+            (module, dict(vars(module)), dict(module._parameters), dict(module._buffers))
+            for module in self.target.modules()
+        ]
+        try:
+            yield
+        finally:
+            for module, attributes, parameters, buffers in before:
+                vars(module).clear()
+                vars(module).update(attributes)
+                for current, old in ((module._parameters, parameters), (module._buffers, buffers)):
+                    current.clear()
+                    current.update(old)

@@ -1,0 +1,467 @@
+"""Filter banks: a place for every parameter of a target.
+
+A *filter* is all the numbers that make one output unit: a row of a weight, its bias, and the scale and shift of the norm
+layer behind it. The filters of one layer form a *bank*, which is generated as ``(samples, filters, filter_size)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+from lightning_hypernet.hookspecs import hookimpl
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A block of rows of one parameter, read as filters.
+
+    The rows ``start : start + shape[0]`` are viewed as ``view``; the axes ``axes`` of that view enumerate the filters, the
+    others hold what a filter is made of.
+
+    Args:
+        parameter: Name of the parameter, relative to the module that a rule is asked about.
+        shape: Shape of the block.
+        view: A shape with the same number of elements.
+        axes: Which axes of the view enumerate filters. Empty: the block is a part of a single filter.
+        start: First row of the block; a block that is a whole parameter starts at 0.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    axes: tuple[int, ...] = (0,)
+    start: int = 0
+
+    @property
+    def filters(self) -> int:
+        """Number of filters."""
+        return math.prod(self.view[axis] for axis in self.axes)
+
+    @property
+    def size(self) -> int:
+        """Numbers in each filter."""
+        return math.prod(self.view) // self.filters
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.axes, *(axis for axis in range(len(self.view)) if axis not in self.axes))
+
+    def gather(self, parameter: Tensor) -> Tensor:
+        """Read the block out of ``(S, *parameter_shape)`` as ``(S, filters, size)``."""
+        block = parameter[:, self.start : self.start + self.shape[0]] if self.shape else parameter
+        view = block.reshape(-1, *self.view).permute(0, *(axis + 1 for axis in self._order))
+        return view.reshape(-1, self.filters, self.size)
+
+    def scatter(self, filters: Tensor) -> Tensor:
+        """Turn ``(S, filters, size)`` into the block ``(S, *shape)``; the inverse of `gather`."""
+        order = self._order
+        permuted = filters.reshape(-1, *(self.view[axis] for axis in order))
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return permuted.permute(0, *(axis + 1 for axis in inverse)).reshape(-1, *self.shape)
+
+
+Rule = Callable[[nn.Module], Iterable[Sequence[Slot]]]
+"""Reads the own parameters of one module as banks: each bank is a sequence of slots with equal numbers of filters."""
+
+
+def rows(module: nn.Module, *names: str) -> list[Slot]:
+    """One filter for each row of the named parameters; a parameter that is None or absent is passed over.
+
+    Where `torch.nn.utils.parametrize` replaced a parameter, the tensors it is computed from stand in for it, as far as they
+    have as many rows.
+
+    Args:
+        module: Module that owns the parameters.
+        names: Names of parameters with equal numbers of rows.
+
+    Returns:
+        One slot a parameter.
+    """
+    slots = []
+    count = None
+    for name in names:
+        for path, tensor in _originals(module, name):
+            count = tensor.shape[0] if count is None and tensor.ndim else count
+            if tensor.ndim and tensor.shape[0] == count:
+                slots.append(Slot(path, tuple(tensor.shape), tuple(tensor.shape)))
+    return slots
+
+
+def _originals(module: nn.Module, name: str) -> list[tuple[str, Tensor]]:
+    if parametrize.is_parametrized(module, name):
+        originals = module.parametrizations[name]  # type: ignore[index]
+        return [(f"parametrizations.{name}.{key}", value) for key, value in originals.named_parameters(recurse=False)]
+    parameter = module._parameters.get(name)
+    return [] if parameter is None else [(name, parameter)]
+
+
+def _layer(module: nn.Module) -> list[list[Slot]]:
+    return [rows(module, "weight", "bias")]
+
+
+def _conv_transpose(module: nn.Module) -> list[list[Slot]]:
+    """The weight is ``(in, out / groups, *kernel)``: output unit ``g * out / groups + j`` reads the inputs of group g."""
+    assert isinstance(module, _ConvTransposeNd)
+    slots = []
+    for slot in rows(module, "weight"):
+        inputs, outputs, *kernel = slot.shape
+        if inputs == module.in_channels and outputs == module.out_channels // module.groups:
+            view = (module.groups, inputs // module.groups, outputs, *kernel)
+            slots.append(replace(slot, view=view, axes=(0, 2)))
+    return [slots + [slot for slot in rows(module, "bias") if slot.shape[0] == module.out_channels]]
+
+
+def _norm(module: nn.Module) -> list[list[Slot]]:
+    weight = module._parameters.get("weight")
+    return [rows(module, "weight", "bias")] if weight is not None and weight.ndim == 1 else []
+
+
+def _attention(module: nn.Module) -> list[list[Slot]]:
+    """Query, key and value are three banks, whether their projections are packed into one parameter or not."""
+    assert isinstance(module, nn.MultiheadAttention)
+    units = module.embed_dim
+    banks: list[list[Slot]] = []
+    for index, name in enumerate(("q_proj_weight", "k_proj_weight", "v_proj_weight")):
+        bank = rows(module, name)
+        for slot in rows(module, "in_proj_weight") + rows(module, "in_proj_bias"):
+            shape = (units, *slot.shape[1:])
+            bank.append(replace(slot, shape=shape, view=shape, start=index * units))
+        banks.append(bank)
+    return banks
+
+
+def _recurrent(module: nn.Module) -> list[list[Slot]]:
+    """A filter is a gate of a unit: its row of every weight and bias of one layer and direction."""
+    suffixes = dict.fromkeys(name[len("weight_ih") :] for name in module._parameters if name.startswith("weight_ih"))
+    banks = []
+    for suffix in suffixes:
+        banks.append(rows(module, *(f"{kind}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))))
+        banks.append(rows(module, f"weight_hr{suffix}"))
+    return banks
+
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_LAYERS = (nn.Linear, _ConvNd)
+
+
+@hookimpl
+def hypernet_register_filters(register: Callable[[type[nn.Module], Rule], None]) -> None:
+    """Register the rules of torch's own layers."""
+    for layer in (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag):
+        register(layer, _layer)
+    register(_ConvTransposeNd, _conv_transpose)
+    register(nn.MultiheadAttention, _attention)
+    for recurrent in (nn.RNNBase, nn.RNNCellBase):
+        register(recurrent, _recurrent)
+    for norm in _NORMS:
+        register(norm, _norm)
+
+
+@dataclass(frozen=True)
+class FilterBank:
+    """The filters of one layer and the parameters they fill.
+
+    Args:
+        name: Path of the module, or of the bare parameter.
+        slots: What a filter is made of, in order; the parameters are named by their path in the target.
+        layer: Whether the bank is a linear or convolution layer.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    layer: bool = False
+
+    @property
+    def filters(self) -> int:
+        """Number of filters."""
+        return self.slots[0].filters
+
+    @property
+    def filter_size(self) -> int:
+        """Numbers in each filter."""
+        return sum(slot.size for slot in self.slots)
+
+    def flatten(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Read the bank out of weights.
+
+        Args:
+            weights: For every parameter its ``(S, *shape)``.
+
+        Returns:
+            ``(S, filters, filter_size)``.
+        """
+        return torch.cat([slot.gather(weights[slot.parameter]) for slot in self.slots], dim=-1)
+
+    def whole(self) -> FilterBank:
+        """The same numbers as a bank of one filter."""
+        return replace(self, slots=tuple(replace(slot, axes=()) for slot in self.slots))
+
+
+class FilterBanks:
+    """All banks of a target, and what is left as it is.
+
+    Iterating gives the banks, in the order of the target's parameters.
+
+    Args:
+        banks: The banks.
+        shapes: Shape of every generated parameter.
+        aliases: Every generated parameter's names in the target; more than one where parameters are tied.
+        ordinary: Names of the parameters that are not generated, with the reason.
+    """
+
+    def __init__(
+        self,
+        banks: Sequence[FilterBank],
+        shapes: Mapping[str, tuple[int, ...]],
+        aliases: Mapping[str, tuple[str, ...]],
+        ordinary: Mapping[str, str],
+    ) -> None:
+        self.banks = tuple(banks)
+        self.shapes = dict(shapes)
+        self.aliases = dict(aliases)
+        self.ordinary = dict(ordinary)
+
+    def __iter__(self) -> Iterator[FilterBank]:
+        return iter(self.banks)
+
+    def __len__(self) -> int:
+        return len(self.banks)
+
+    @property
+    def filters(self) -> int:
+        """Number of filters of all banks."""
+        return sum(bank.filters for bank in self)
+
+    @property
+    def weights(self) -> int:
+        """Number of generated weights."""
+        return sum(bank.filters * bank.filter_size for bank in self)
+
+    def flatten(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """Read every bank out of ``{name: (S, *shape)}``; a list of ``(S, filters, filter_size)``."""
+        return [bank.flatten(weights) for bank in self]
+
+    def assemble(self, filters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Fill the parameters; the exact inverse of `flatten`.
+
+        Args:
+            filters: For every bank its ``(S, filters, filter_size)``.
+
+        Returns:
+            ``{name: (S, *shape)}`` for every generated parameter, tied ones once.
+        """
+        blocks: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
+        for bank, values in zip(self, filters, strict=True):
+            parts = values.split([slot.size for slot in bank.slots], dim=-1)
+            for slot, part in zip(bank.slots, parts, strict=True):
+                blocks[slot.parameter].append((slot.start, slot.scatter(part)))
+        return {name: _join(parts) for name, parts in blocks.items()}
+
+
+def _join(parts: list[tuple[int, Tensor]]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0][1]
+    return torch.cat([block for _, block in sorted(parts, key=lambda part: part[0])], dim=1)
+
+
+def find_filters(
+    target: nn.Module,
+    rules: Mapping[type[nn.Module], Rule],
+    generate: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    merge: Sequence[int] = (-1,),
+    merge_limit: int = 8192,
+) -> FilterBanks:
+    """Give every parameter of a target its place.
+
+    A module is read by the rule of its class, or of the nearest class that it inherits from. A parameter that no rule
+    knows is a bank of one filter. The scale and shift of a norm layer ride with the filters of the layer in front of it,
+    where the module tree shows which one that is: adjacent in a `torch.nn.Sequential`, or a batch norm defined right
+    behind its layer.
+
+    Args:
+        target: Any module.
+        rules: For every class of module its rule.
+        generate: Glob patterns over parameter names: what is generated.
+        exclude: Glob patterns: what is not generated after all.
+        merge: Which linear and convolution layers, by position, become a bank of one filter, as the paper does with the
+            last one.
+        merge_limit: Layers with more weights than this are never merged.
+
+    Returns:
+        The banks; what is frozen, excluded or not a floating-point tensor is listed as ordinary.
+
+    Raises:
+        ValueError: If there is nothing to generate, a pattern matches nothing, or a parameter is not initialised.
+    """
+    names: dict[int, list[str]] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in target.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        parameters.setdefault(names[id(parameter)][0], parameter)
+    aliases = {group[0]: tuple(group) for group in names.values()}
+    _check(target, parameters, aliases, (*generate, *exclude))
+
+    ordinary = {}
+    for name, parameter in parameters.items():
+        reason = _left_alone(parameter, aliases[name], generate, exclude)
+        if reason:
+            ordinary[name] = reason
+    canonical = {name: first for first, group in aliases.items() for name in group if first not in ordinary}
+    banks = _attach_norms(target, _read(target, rules, canonical, parameters))
+    if not banks:
+        raise ValueError(
+            f"no parameter of {type(target).__name__} is generated: "
+            + "; ".join(f"{name} ({reason})" for name, reason in ordinary.items())
+            + "; widen `generate`, narrow `exclude`, or set requires_grad"
+        )
+    layers = [index for index, bank in enumerate(banks) if bank.layer]
+    for position in merge:
+        if -len(layers) <= position < len(layers):
+            index = layers[position]
+            if banks[index].filters * banks[index].filter_size <= merge_limit:
+                banks[index] = banks[index].whole()
+    shapes = {name: tuple(parameters[name].shape) for name in parameters if name not in ordinary}
+    _validate(banks, shapes)
+    return FilterBanks(banks, shapes, {name: aliases[name] for name in shapes}, ordinary)
+
+
+def _check(
+    target: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    aliases: Mapping[str, tuple[str, ...]],
+    patterns: Sequence[str],
+) -> None:
+    if not parameters:
+        raise ValueError(f"{type(target).__name__} has no parameters, so there is nothing to generate; wrap another module")
+    problems = [
+        f"{name} is not initialised; run the module once on an example before it is wrapped"
+        for name, parameter in parameters.items()
+        if isinstance(parameter, nn.parameter.UninitializedParameter)
+    ]
+    everything = [name for group in aliases.values() for name in group]
+    problems += [
+        f"the pattern {pattern!r} matches no parameter; the first names are {', '.join(everything[:5])}"
+        for pattern in patterns
+        if not any(fnmatchcase(name, pattern) for name in everything)
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _left_alone(
+    parameter: nn.Parameter, names: Sequence[str], generate: Sequence[str], exclude: Sequence[str]
+) -> str | None:
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    if matches(exclude) or not matches(generate):
+        return "not chosen by the patterns"
+    if not parameter.dtype.is_floating_point:
+        return f"dtype {parameter.dtype}"
+    if not parameter.requires_grad:
+        return "frozen"
+    if not parameter.numel():
+        return "empty"
+    return None
+
+
+def _read(
+    target: nn.Module,
+    rules: Mapping[type[nn.Module], Rule],
+    canonical: Mapping[str, str],
+    parameters: Mapping[str, nn.Parameter],
+) -> list[FilterBank]:
+    """Ask the rules, in the order of the modules; each canonical parameter is taken by the first who claims it."""
+    banks: list[FilterBank] = []
+    taken: set[str] = set()
+    for path, module in target.named_modules():
+        rule = next((rules[cls] for cls in type(module).__mro__ if cls in rules), None)
+        found = []
+        layer = isinstance(module, _LAYERS)
+        for slots in rule(module) if rule else ():
+            bound = [replace(slot, parameter=_path(path, slot.parameter)) for slot in slots]
+            free = [slot for slot in bound if canonical.get(slot.parameter, slot.parameter) not in taken]
+            kept = tuple(
+                replace(slot, parameter=canonical[slot.parameter]) for slot in free if slot.parameter in canonical
+            )
+            if kept:
+                found.append(FilterBank(path or type(module).__name__, kept, layer))
+        if len(found) > 1:
+            found = [replace(bank, name=f"{bank.name}[{index}]") for index, bank in enumerate(found)]
+        claimed = {slot.parameter for bank in found for slot in bank.slots}
+        for name, _ in module.named_parameters(recurse=False):
+            own = canonical.get(_path(path, name))
+            if own is None or own in taken or own in claimed:
+                continue
+            claimed.add(own)
+            shape = tuple(parameters[own].shape)
+            if len(found) == 1 and len(shape) > 0 and math.prod(shape) == found[0].filters:
+                rider = Slot(own, shape, (found[0].filters,))
+                found[0] = replace(found[0], slots=(*found[0].slots, rider))
+            else:
+                found.append(FilterBank(own, (Slot(own, shape, shape, ()),)))
+        banks += found
+        taken |= claimed
+    return banks
+
+
+def _validate(banks: Sequence[FilterBank], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Stop rules, which plug-ins may bring, that read a parameter in part, twice or unevenly."""
+    problems = []
+    covered = dict.fromkeys(shapes, 0)
+    for bank in banks:
+        counts = {slot.parameter: slot.filters for slot in bank.slots}
+        if len(set(counts.values())) > 1:
+            problems.append(f"{bank.name}: the rule gives slots with different numbers of filters, {counts}")
+        for slot in bank.slots:
+            covered[slot.parameter] += math.prod(slot.shape)
+    problems += [
+        f"{name}: the rule covers {covered[name]} of {math.prod(shape)} numbers"
+        for name, shape in shapes.items()
+        if covered[name] != math.prod(shape)
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _attach_norms(target: nn.Module, banks: list[FilterBank]) -> list[FilterBank]:
+    """Let the scale and shift of norm layers ride with the layer in front of them."""
+    position = {bank.name: index for index, bank in enumerate(banks)}
+    attached: set[str] = set()
+    for norm, layer in _norms_behind_layers(target):
+        if norm not in position or layer not in position:
+            continue
+        rider, host = banks[position[norm]], banks[position[layer]]
+        if rider.filters == host.filters and host.layer:
+            banks[position[layer]] = replace(host, slots=host.slots + rider.slots)
+            attached.add(norm)
+    return [bank for bank in banks if bank.name not in attached]
+
+
+def _norms_behind_layers(target: nn.Module) -> Iterator[tuple[str, str]]:
+    for path, module in target.named_modules():
+        layer = None
+        for name, child in module.named_children():
+            if isinstance(child, _NORMS):
+                plain = isinstance(module, nn.Sequential) or isinstance(child, _NormBase)
+                if layer is not None and plain:
+                    yield _path(path, name), layer
+                layer = None
+            elif isinstance(child, _LAYERS):
+                layer = _path(path, name)
+            elif not isinstance(child, (nn.Identity, nn.modules.dropout._DropoutNd)):
+                layer = None
+
+
+def _path(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name

@@ -1,0 +1,468 @@
+"""Hypernet: a module whose weights are drawn from a generator."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lightning_hypernet.execution import Arguments, ExecutionMode, Executor, Reduction, Tensors, reduce_outputs, stack
+from lightning_hypernet.filters import find_filters
+from lightning_hypernet.generator import Generator, GeneratorConfig
+from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.population import Population, StackedTensors
+
+_CALIBRATION_BATCHES = 10
+_SAMPLE_METHODS = "sample, generate, run, ensemble and materialize"
+
+
+def identity(weights: Tensors) -> Tensors:
+    """The gauge that fixes nothing."""
+    return weights
+
+
+class Hypernet(nn.Module):
+    """A drop-in for a module whose weights come from a hypernetwork.
+
+    In training every call draws `samples` networks and deals the batch out to them: each network sees other examples, and
+    the outputs come back in the order of the inputs, so that the mean of any loss per example is the Monte Carlo estimate
+    of its expectation over z. In evaluation the outputs of `members` fixed networks are joined.
+
+    What the target offers beside its weights, attributes and methods, the Hypernet offers too; a method runs as `forward`
+    does, or on one network if it takes no tensor.
+
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898
+
+    Args:
+        target: Any module. It is copied, never changed.
+        example_inputs: A tensor or a tuple of arguments of the target; None: an input of the size a timm model names, if it
+            is one.
+        latent_dim: Numbers in z.
+        prior: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
+        components: Mean codes per filter; more than 1 makes the prior a mixture of that many families of networks.
+        samples: Networks drawn for each training batch.
+        members: Networks of the evaluation ensemble.
+        generator: What the generator is made of, as a `GeneratorConfig` or the mapping of its fields.
+        generate: Glob patterns over parameter names; what is left stays an ordinary parameter.
+        exclude: Glob patterns of parameters that are not generated after all.
+        gauge: Maps weights to gauge-fixed weights for the diversity losses; None leaves them as they are.
+        execution: ``"auto"``, ``"loop"`` or ``"vmap"``.
+        reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
+            ``(members, batch, ...)``.
+        plugins: Plug-ins beside the installed ones.
+
+    Raises:
+        ValueError: If an argument is out of range, a pattern matches nothing or there is nothing to generate.
+
+    Example:
+        >>> hypernet = Hypernet(nn.Linear(4, 2), samples=3)
+        >>> hypernet(torch.randn(8, 4)).shape
+        torch.Size([8, 2])
+        >>> len(hypernet.materialize(hypernet.sample(5)))
+        5
+    """
+
+    member_latents: Tensor
+    member_components: Tensor
+
+    def __init__(
+        self,
+        target: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...] | None = None,
+        latent_dim: int = 64,
+        prior: Literal["normal", "uniform"] | torch.distributions.Distribution = "normal",
+        components: int = 1,
+        samples: int = 8,
+        members: int = 10,
+        generator: GeneratorConfig | Mapping[str, Any] | None = None,
+        generate: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        gauge: Callable[[Tensors], Tensors] | None = None,
+        execution: ExecutionMode = "auto",
+        reduce: Reduction = "mean",
+        plugins: Sequence[object] = (),
+    ) -> None:
+        super().__init__()
+        counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
+        problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
+        if isinstance(prior, str) and prior not in ("normal", "uniform"):
+            problems.append(f"prior must be 'normal', 'uniform' or a distribution, not {prior!r}")
+        if reduce not in get_args(Reduction):
+            problems.append(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        if isinstance(target, Hypernet):
+            raise TypeError("the target is a Hypernet already; wrap the module that it was made from")
+        config = GeneratorConfig(**generator) if isinstance(generator, Mapping) else generator or GeneratorConfig()
+        self.options = {
+            **counts,
+            "prior": prior if isinstance(prior, str) else None,
+            "generator": _plain(dataclasses.asdict(config)),
+            "generate": list(generate),
+            "exclude": list(exclude),
+            "execution": execution,
+            "reduce": reduce,
+        }
+        self.latent_dim, self.components, self.samples = latent_dim, components, samples
+        self.prior, self.reduce = prior, reduce
+        self.gauge: Callable[[Tensors], Tensors] = gauge or identity
+        self.banks = find_filters(
+            target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit
+        )
+        named = dict(target.named_parameters(remove_duplicate=False))
+        initial = {name: named[name] for name in self.banks.shapes}
+        self.executor = Executor(target, self.banks, execution)
+        self.target = self.executor.target
+        self.generator = Generator(self.banks, initial, config, latent_dim, components)
+        self.generator.to(next(iter(initial.values())).device)
+        self.examples = _examples(target, example_inputs, next(iter(initial.values())))
+        self.diversity: nn.Module | None = None
+        self.population: Population | None = None
+        self._in_step = False
+        self._seed, self._draws = torch.initial_seed() % 2**62, 0
+        self._recent: deque[Arguments] = deque(maxlen=_CALIBRATION_BATCHES)
+        self._members: tuple[tuple[int, ...], Population] | None = None
+        latents, chosen = self._draw(members)
+        self.register_buffer("member_latents", latents)
+        self.register_buffer("member_components", chosen)
+        self.member_statistics = StackedTensors(
+            {name: value.repeat(members, *(1,) * value.ndim) for name, value in self.executor.statistics.items()}
+        )
+        self.register_buffer("calibrated", torch.tensor(not self.executor.statistics))
+        self.train(target.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the Hypernet does not have itself, its target may."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            target = self.__dict__.get("_modules", {}).get("target")
+            if target is None or name.startswith("_") or not hasattr(target, name):
+                raise
+        value = getattr(target, name)
+        if not (inspect.ismethod(value) and value.__self__ is target):
+            return value
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return self._call(name, args, kwargs)
+
+        return method
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but what belongs to the present step."""
+        return {**self.__dict__, "population": None, "_members": None, "_recent": deque(maxlen=_CALIBRATION_BATCHES)}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._members = None
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Hypernet:
+        """Set the mode; the members are drawn anew from the generator as it is when evaluation begins."""
+        self._members = None
+        return super().train(mode)
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the random generator: seed and number of draws."""
+        return torch.tensor([self._seed, self._draws])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue the random numbers of a checkpoint, bit for bit."""
+        self._seed, self._draws = map(int, state)
+
+    # Sampling
+
+    def _draw(self, n: int, component: int | None = None) -> tuple[Tensor, Tensor]:
+        """Draw latents from the prior: seeded by the Hypernet's seed, the number of the draw and the rank."""
+        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+        seed = random.Random(f"{self._seed}-{self._draws}-{rank}").getrandbits(62)
+        self._draws += 1
+        reference = next(self.generator.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.prior, torch.distributions.Distribution):
+                vector = self.prior.batch_shape + self.prior.event_shape
+                latents = self.prior.sample(torch.Size((n,) if vector else (n, self.latent_dim)))
+            elif self.prior == "uniform":
+                latents = torch.rand(n, self.latent_dim) * 2 - 1
+            else:
+                latents = torch.randn(n, self.latent_dim)
+            order = torch.randperm(self.components).repeat(n // self.components + 1)[:n]
+        chosen = order if component is None else torch.full((n,), component)
+        return latents.to(reference), chosen.to(reference.device)
+
+    def generate(self, latents: Tensor, components: Tensor | int = 0) -> Population:
+        """Map latents to networks; the same latents always give the same networks.
+
+        Args:
+            latents: ``(n, latent_dim)``.
+            components: ``(n,)`` or one number: which component of the prior each belongs to.
+
+        Returns:
+            The population.
+
+        Raises:
+            ValueError: If the latents have another shape or a component does not exist.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.latent_dim or not len(latents):
+            raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(latents.shape)}")
+        components = torch.as_tensor(components, device=latents.device).expand(len(latents))
+        if components.min() < 0 or components.max() >= self.components:
+            raise ValueError(f"components must lie in 0 to {self.components - 1}, not {components.unique().tolist()}")
+        modes = [(module, module.training) for module in self.generator.modules()]
+        self.generator.eval()
+        try:
+            return self._population(latents.to(self.member_latents), components)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _population(self, latents: Tensor, components: Tensor, batch: Arguments | None = None) -> Population:
+        return Population(
+            latents,
+            components,
+            self.generator(latents, components),
+            self.banks,
+            self.gauge,
+            n_components=self.components,
+            run=self._run_stacked,
+            batch=batch,
+            examples=self.examples,
+        )
+
+    def _run_stacked(self, weights: Tensors, arguments: Arguments) -> Any:
+        return stack(self.executor.run(weights, arguments))
+
+    def sample(self, n: int, component: int | None = None) -> Population:
+        """Draw networks.
+
+        Args:
+            n: How many.
+            component: Draw from this component of the prior alone; None: from all, evenly.
+
+        Returns:
+            The population.
+
+        Raises:
+            ValueError: If n is not positive or the component does not exist.
+        """
+        if n < 1:
+            raise ValueError(f"n must be 1 or more, not {n!r}")
+        return self.generate(*self._draw(n, component))
+
+    def run(self, population: Population, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
+        """Call the target with the weights of every network, all on the same inputs, in the present mode.
+
+        Args:
+            population: S networks.
+            args: Arguments of the target.
+            chunk_size: Networks that vmap runs at once; all by default.
+            kwargs: Keyword arguments of the target.
+
+        Returns:
+            What the target returns, every tensor with a leading axis ``(S, ...)``.
+        """
+        arguments = Arguments(args, kwargs)
+        return stack(self.executor.run(population.weights, arguments, population.buffers, chunk_size=chunk_size))
+
+    def materialize(self, population: Population) -> list[nn.Module]:
+        """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
+        return [
+            self.executor.materialize(
+                {name: value[index] for name, value in population.weights.items()},
+                {name: value[index] for name, value in population.buffers.items()},
+            )
+            for index in range(len(population))
+        ]
+
+    # As a module in place of the target
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the sampled networks in training, the joined members in evaluation; any pytree in and out."""
+        return self._call("forward", args, kwargs)
+
+    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = Arguments(args, kwargs, self.samples if self.training else None)
+        if self.training:
+            population = self._training_population(arguments)
+            if method == "forward" and self.executor.statistics:
+                self._recent.append(arguments.head(arguments.batch))
+        else:
+            population = self.member_population()
+        if not arguments.tensors:
+            return self._call_weightless(method, population, arguments)
+        outputs = self.executor.run(population.weights, arguments, population.buffers, method)
+        return arguments.join(outputs) if self.training else reduce_outputs(stack(outputs), self.reduce)
+
+    def _call_weightless(self, method: str, population: Population, arguments: Arguments) -> Any:
+        output = self.executor.run(population[:1].weights, arguments, population[:1].buffers, method)[0]
+        if output is None:
+            raise RuntimeError(
+                f"{type(self.target).__name__}.{method} returns nothing, so it is meant to change the target, which a Hypernet "
+                "leaves as it was; call it before the target is wrapped"
+            )
+        return output
+
+    def _training_population(self, arguments: Arguments) -> Population:
+        if self._in_step and self.population is not None:
+            return self.population
+        self.population = self._population(*self._draw(self.samples), arguments)
+        return self.population
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Within, every training call uses the same networks; afterwards they are released."""
+        self._in_step, self.population = True, None
+        try:
+            yield
+        finally:
+            self._in_step, self.population = False, None
+
+    def member_population(self) -> Population:
+        """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
+        if not self.calibrated and not self.training:
+            warnings.warn(
+                f"the norm statistics of the members of {type(self.target).__name__} were never estimated; "
+                "call hypernet.calibrate(loader)",
+                stacklevel=3,
+            )
+        state = tuple(tensor._version for tensor in self.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor))
+        if torch.is_grad_enabled() or self._members is None or self._members[0] != state:
+            with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+                members = self.generate(self.member_latents, self.member_components)
+                members.buffers = self.member_statistics.tensors()
+            if torch.is_grad_enabled():
+                return members
+            self._members = (state, members)
+        return self._members[1]
+
+    # Norm statistics
+
+    def norm_statistics(self, population: Population, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Estimate the running statistics of every network's norm layers in one pass.
+
+        Args:
+            population: S networks.
+            batches: Inputs of the target, or tuples that begin with them.
+
+        Returns:
+            ``{name: (S, *shape)}`` for every buffer of a norm layer; empty if there is none.
+        """
+        if not self.executor.statistics:
+            return {}
+        device = self.member_latents.device
+        arguments = (
+            batch
+            if isinstance(batch, Arguments)
+            else Arguments(((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device),), {})
+            for batch in batches
+        )
+        return self.executor.norm_statistics(population.weights, arguments)
+
+    def calibrate(self, batches: Iterable[Any] | None = None) -> None:
+        """Estimate the norm statistics of the members.
+
+        Args:
+            batches: Inputs of the target, or tuples that begin with them, such as a data loader of training data gives; None:
+                the last inputs seen in training.
+
+        Raises:
+            ValueError: If there are no batches.
+        """
+        if not self.executor.statistics:
+            return
+        with torch.no_grad():
+            members = self.generate(self.member_latents, self.member_components)
+            statistics = self.norm_statistics(members, list(self._recent) if batches is None else batches)
+            if distributed.is_available() and distributed.is_initialized():
+                for value in statistics.values():
+                    if value.is_floating_point():
+                        distributed.all_reduce(value.div_(distributed.get_world_size()))
+            self.member_statistics.update(statistics)
+            self.calibrated.fill_(True)
+        self._members = None
+
+    # Reports
+
+    def diversity_loss(self) -> Tensor:
+        """The weighted diversity losses of the last training forward, for a training loop of one's own.
+
+        Raises:
+            RuntimeError: If no diversity was chosen or nothing was drawn.
+        """
+        if self.diversity is None or self.population is None:
+            raise RuntimeError("diversity_loss() needs a diversity, which the callback sets, and a training forward before it")
+        total: Tensor = self.diversity.total(self.diversity(self.population))  # type: ignore[operator]
+        return total
+
+    def summary(self) -> str:
+        """A table that names every parameter of the target: its bank, or why it is left as it is."""
+        lines = [("parameter", "shape", "bank", "filters x size")]
+        for name, shape in self.banks.shapes.items():
+            for bank in self.banks:
+                if any(slot.parameter == name for slot in bank.slots):
+                    tied = "".join(f" = {alias}" for alias in self.banks.aliases[name][1:])
+                    size = f"{bank.filters} x {bank.filter_size}"
+                    lines.append((name + tied, "x".join(map(str, shape)) or "scalar", bank.name, size))
+        for name, reason in self.banks.ordinary.items():
+            shape = tuple(self.target.get_parameter(name).shape)
+            lines.append((name, "x".join(map(str, shape)) or "scalar", "-", reason))
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        parameters = sum(parameter.numel() for parameter in self.generator.parameters())
+        table.append(
+            f"{self.banks.weights:,} weights in {len(self.banks)} banks of {self.banks.filters:,} filters, "
+            f"from a generator of {parameters:,} parameters"
+        )
+        return "\n".join(table)
+
+    @classmethod
+    def from_checkpoint(cls, path: str, target: nn.Module) -> Hypernet:
+        """Load a Hypernet from a Lightning checkpoint that was written with a `HypernetCallback`, without the LightningModule.
+
+        Args:
+            path: The checkpoint; read with ``weights_only=True``.
+            target: A module built like the target that was wrapped; its weights do not matter.
+
+        Raises:
+            ValueError: If the checkpoint holds no Hypernet, or its prior was a distribution object.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if "hypernet" not in checkpoint:
+            raise ValueError(f"{path} was not written with a HypernetCallback")
+        recipe = checkpoint["hypernet"]
+        if recipe["options"]["prior"] is None:
+            raise ValueError(f"the prior in {path} was a distribution object; build the Hypernet and load its state dict")
+        hypernet = cls(target, **recipe["options"])
+        prefix = recipe["prefix"]
+        state = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix) and not name.startswith(f"{prefix}diversity.")
+        }
+        hypernet.load_state_dict(state)
+        return hypernet.eval()
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else (
+        {key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+    )
+
+
+def _examples(target: nn.Module, example_inputs: Any, reference: Tensor) -> Arguments | None:
+    if example_inputs is None:
+        size = (getattr(target, "pretrained_cfg", None) or {}).get("input_size")
+        if size is None:
+            return None
+        example_inputs = torch.randn(2, *size, dtype=reference.dtype, device=reference.device)
+    return Arguments(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), {})

@@ -1,0 +1,146 @@
+"""Population: the networks that were drawn together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hypernet.execution import Arguments
+from lightning_hypernet.filters import FilterBanks
+
+
+class StackedTensors(nn.Module):
+    """Named tensors ``(S, ...)``, kept as buffers, so that they follow the module and are stored with it.
+
+    Args:
+        tensors: For every name, which may hold dots, its tensor.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name.replace(".", "/"), value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, by name."""
+        return {name.replace("/", "."): value for name, value in self.named_buffers()}
+
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the values of the tensors named."""
+        for name, value in tensors.items():
+            self.get_buffer(name.replace(".", "/")).copy_(value)
+
+
+@dataclass(eq=False)
+class Population:
+    """Networks drawn in one step: latents, weights, gauge-fixed weights, outputs.
+
+    What is costly is computed when it is first read, so that nothing is computed that nobody asks for.
+
+    Args:
+        latents: ``(S, latent_dim)``, one z for every network.
+        components: ``(S,)``, which component of the prior each z belongs to; zeros if there is one.
+        weights: ``{name: (S, *shape)}`` for every generated parameter of the target.
+        banks: The filter banks of the target.
+        gauge: Maps weights to weights of the same functions, one representative for each class.
+        buffers: ``{name: (S, *shape)}``, the norm statistics of every network where they were estimated.
+        n_components: Number of components of the prior.
+        run: Calls the target once with every network's weights; stacks the outputs to ``(S, ...)``.
+        batch: The inputs of the training batch.
+        examples: The example inputs of the target.
+        targets: What the inputs of the training batch should map to, batch first; None if unknown.
+        probes: How many examples of the batch all networks share in `outputs`.
+    """
+
+    latents: Tensor
+    components: Tensor
+    weights: Mapping[str, Tensor]
+    banks: FilterBanks = field(repr=False)
+    gauge: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = field(repr=False)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    n_components: int = 1
+    run: Callable[[Mapping[str, Tensor], Arguments], Any] | None = field(default=None, repr=False)
+    batch: Arguments | None = field(default=None, repr=False)
+    examples: Arguments | None = field(default=None, repr=False)
+    targets: Any = field(default=None, repr=False)
+    probes: int = 32
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: slice | Tensor) -> Population:
+        """A part of the population; takes a slice or a tensor of indices."""
+        if not isinstance(index, (slice, Tensor)):
+            raise TypeError(f"a population is indexed by a slice or a tensor, not by {type(index).__name__}")
+        return replace(
+            self,
+            latents=self.latents[index],
+            components=self.components[index],
+            weights={name: value[index] for name, value in self.weights.items()},
+            buffers={name: value[index] for name, value in self.buffers.items()},
+        )
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """All weights of every network, as they are: ``(S, weights)``."""
+        return torch.cat([bank.flatten(1) for bank in self.banks.flatten(self.weights)], dim=1)
+
+    @cached_property
+    def gauged(self) -> Tensor:
+        """All weights of every network in their gauge-fixed form: ``(S, weights)``."""
+        return torch.cat([bank.flatten(1) for bank in self.banks.flatten(self.gauge(self.weights))], dim=1)
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """Outputs of all networks on the same first examples of the training batch: ``(S, examples, ...)``.
+
+        Raises:
+            ValueError: If the population saw no batch, or the target does not return one tensor.
+        """
+        return self._run_on(self.batch and self.batch.head(self.probes), "it is read after a training forward")
+
+    @cached_property
+    def example_outputs(self) -> Tensor:
+        """Outputs of all networks on the example inputs of the target: ``(S, examples, ...)``.
+
+        Raises:
+            ValueError: If there are no example inputs, or the target does not return one tensor.
+        """
+        return self._run_on(self.examples, "give the Hypernet example_inputs")
+
+    def _run_on(self, arguments: Arguments | None, remedy: str) -> Tensor:
+        if self.run is None or arguments is None:
+            raise ValueError(f"the population has no inputs to run on; {remedy}")
+        outputs = self.run(self.weights, arguments)
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"the target returns {type(outputs).__name__} where a diversity loss that reads outputs needs one tensor; "
+                "choose one that reads weights"
+            )
+        return outputs
+
+    @property
+    def output_targets(self) -> Tensor:
+        """What the examples behind `outputs` should map to: ``(examples, ...)``."""
+        if not isinstance(self.targets, Tensor):
+            raise ValueError(
+                "the population has no targets: batches must be (inputs, targets), or set `hypernet.population.targets` "
+                f"by hand; they are {type(self.targets).__name__}"
+            )
+        return self.targets[: self.outputs.shape[1]]
+
+    def distance(self) -> Tensor:
+        r"""Mean distance of two networks relative to their size, a scalar.
+
+        .. math:: \sqrt{\frac{2}{S - 1} \sum_i |w_i - \bar w|^2 \Big/ \frac{1}{S} \sum_i |w_i|^2}
+
+        over the gauge-fixed vectors: 0 for copies of one network, about 1.41 for independent ones.
+        """
+        vectors = self.gauged.detach()
+        spread = (vectors - vectors.mean(0)).square().sum() * 2 / max(len(vectors) - 1, 1)
+        return (spread / vectors.square().sum(1).mean().clamp(min=torch.finfo(vectors.dtype).tiny)).sqrt()

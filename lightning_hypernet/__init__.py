@@ -1,6 +1,8 @@
 """Turn any PyTorch module into the target of a hypernetwork and sample accurate, diverse networks from it."""
 
+from lightning_hypernet.callback import HypernetCallback
 from lightning_hypernet.diversity import DiversityLoss
+from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.generator import GeneratorConfig
 from lightning_hypernet.hookspecs import hookimpl
 from lightning_hypernet.hypernet import Hypernet
@@ -8,8 +10,10 @@ from lightning_hypernet.population import Population
 
 __all__ = [
     "DiversityLoss",
+    "Ensemble",
     "GeneratorConfig",
     "Hypernet",
+    "HypernetCallback",
     "Population",
     "hookimpl",
 ]

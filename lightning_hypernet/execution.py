@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lightning_hypernet.filters import FilterBanks
-
 ExecutionMode = Literal["auto", "loop", "vmap"]
 Reduction = Literal["mean", "log_mean_prob", "majority", None]
 Tensors = Mapping[str, Tensor]
@@ -161,27 +159,38 @@ def _merge(outputs: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) 
     )
 
 
+def inputs_of(batches: Iterable[Any], device: torch.device) -> Iterator[Arguments]:
+    """The inputs of batches as arguments: a batch is its inputs, or a tuple or list that begins with them."""
+    for batch in batches:
+        if isinstance(batch, Arguments):
+            yield batch
+        else:
+            yield Arguments(((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device),), {})
+
+
 class Executor:
     """A target without weights of its own, which runs with the weights it is given.
 
     Args:
         target: The target. It is copied; the copy keeps what is not generated.
-        banks: Its filter banks.
+        aliases: For every generated parameter its names in the target; more than one where parameters are tied.
         mode: ``"loop"`` runs one network after the other, ``"vmap"`` all at once, ``"auto"`` takes the loop on CPUs and vmap on
             accelerators. What vmap cannot run (recurrent layers, solvers, uneven parts) goes to the loop.
     """
 
-    def __init__(self, target: nn.Module, banks: FilterBanks, mode: ExecutionMode = "auto") -> None:
+    def __init__(
+        self, target: nn.Module, aliases: Mapping[str, Sequence[str]], mode: ExecutionMode = "auto"
+    ) -> None:
         if mode not in get_args(ExecutionMode):
             raise ValueError(f"execution must be one of {', '.join(get_args(ExecutionMode))}, not {mode!r}")
         self.target = copy.deepcopy(target)
         self.mode = mode
-        self._aliases = banks.aliases
-        self._fill(dict.fromkeys(banks.aliases))
+        self.aliases = {name: tuple(names) for name, names in aliases.items()}
+        self._fill(dict.fromkeys(self.aliases))
 
     def _fill(self, weights: Mapping[str, Tensor | None]) -> None:
         for name, value in weights.items():
-            for alias in self._aliases[name]:
+            for alias in self.aliases[name]:
                 path, _, key = alias.rpartition(".")
                 self.target.get_submodule(path)._parameters[key] = value  # type: ignore[assignment]
 
@@ -311,17 +320,17 @@ class Executor:
                 self._fill_buffers({**shared, **stacked})
                 output = self._call(method, *arguments.restore(leaves))
             flat, spec = tree_flatten(output)
-            structure[:] = [spec, [None if isinstance(leaf, Tensor) else leaf for leaf in flat]]
+            structure[:] = [flat, spec]
             return [leaf for leaf in flat if isinstance(leaf, Tensor)]
 
         axes = [None if axis is None else 0 for axis in arguments.axes]
         mapped = torch.func.vmap(call, in_dims=(0, 0, axes), randomness="different", chunk_size=chunk_size)
         columns = [column.unbind(0) for column in mapped(dict(weights), stacked, arguments.stacked())]
-        spec, others = structure
+        flat, spec = structure
         outputs = []
         for index in range(networks):
             tensors = iter([column[index] for column in columns])
-            outputs.append(tree_unflatten([next(tensors) if leaf is None else leaf for leaf in others], spec))
+            outputs.append(tree_unflatten([next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in flat], spec))
         return outputs
 
     @torch.no_grad()

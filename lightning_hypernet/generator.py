@@ -279,7 +279,7 @@ class WeightGenerator(nn.Module):
         if anchored:
             offset = ((initial - center) / scale).repeat(components, 1, 1)
             if config.start == "mean_code":
-                offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std()
+                offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
             self.offset = nn.Parameter(offset)
 
     def forward(self, codes: Tensor, components: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import itertools
 import random
 import warnings
 from collections import deque
@@ -14,14 +16,23 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, distributed, nn
 
-from lightning_hypernet.execution import Arguments, ExecutionMode, Executor, Reduction, Tensors, reduce_outputs, stack
+from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.execution import (
+    Arguments,
+    ExecutionMode,
+    Executor,
+    Reduction,
+    Tensors,
+    inputs_of,
+    reduce_outputs,
+    stack,
+)
 from lightning_hypernet.filters import find_filters
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 
-_CALIBRATION_BATCHES = 10
-_SAMPLE_METHODS = "sample, generate, run, ensemble and materialize"
+_CALIBRATION_EXAMPLES = 2048
 
 
 def identity(weights: Tensors) -> Tensors:
@@ -121,16 +132,17 @@ class Hypernet(nn.Module):
         )
         named = dict(target.named_parameters(remove_duplicate=False))
         initial = {name: named[name] for name in self.banks.shapes}
-        self.executor = Executor(target, self.banks, execution)
+        self.executor = Executor(target, self.banks.aliases, execution)
         self.target = self.executor.target
         self.generator = Generator(self.banks, initial, config, latent_dim, components)
         self.generator.to(next(iter(initial.values())).device)
         self.examples = _examples(target, example_inputs, next(iter(initial.values())))
         self.diversity: nn.Module | None = None
         self.population: Population | None = None
+        self.diversity_read = False
         self._in_step = False
         self._seed, self._draws = torch.initial_seed() % 2**62, 0
-        self._recent: deque[Arguments] = deque(maxlen=_CALIBRATION_BATCHES)
+        self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
         self.register_buffer("member_latents", latents)
@@ -160,7 +172,7 @@ class Hypernet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
-        return {**self.__dict__, "population": None, "_members": None, "_recent": deque(maxlen=_CALIBRATION_BATCHES)}
+        return {**self.__dict__, "population": None, "_members": None, "_recent": deque()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._members = None
@@ -272,10 +284,13 @@ class Hypernet(nn.Module):
             What the target returns, every tensor with a leading axis ``(S, ...)``.
         """
         arguments = Arguments(args, kwargs)
+        if not self.training:
+            self._ensure_statistics(population)
         return stack(self.executor.run(population.weights, arguments, population.buffers, chunk_size=chunk_size))
 
     def materialize(self, population: Population) -> list[nn.Module]:
         """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
+        self._ensure_statistics(population)
         return [
             self.executor.materialize(
                 {name: value[index] for name, value in population.weights.items()},
@@ -283,6 +298,19 @@ class Hypernet(nn.Module):
             )
             for index in range(len(population))
         ]
+
+    def ensemble(self, n: int, component: int | None = None) -> Ensemble:
+        """Draw a fixed set of networks, as a module of its own; arguments as in `sample`."""
+        population = self.sample(n, component)
+        self._ensure_statistics(population)
+        return Ensemble(
+            copy.deepcopy(self.executor),
+            population.weights,
+            population.buffers,
+            population.latents,
+            population.components,
+            self.reduce,
+        )
 
     # As a module in place of the target
 
@@ -295,13 +323,19 @@ class Hypernet(nn.Module):
         if self.training:
             population = self._training_population(arguments)
             if method == "forward" and self.executor.statistics:
-                self._recent.append(arguments.head(arguments.batch))
+                self._remember(arguments)
         else:
             population = self.member_population()
         if not arguments.tensors:
             return self._call_weightless(method, population, arguments)
         outputs = self.executor.run(population.weights, arguments, population.buffers, method)
         return arguments.join(outputs) if self.training else reduce_outputs(stack(outputs), self.reduce)
+
+    def _remember(self, arguments: Arguments) -> None:
+        """Keep the last training inputs, as many as norm statistics need."""
+        self._recent.append(arguments.head(arguments.batch))
+        while sum(one.batch for one in self._recent) - self._recent[0].batch >= _CALIBRATION_EXAMPLES:
+            self._recent.popleft()
 
     def _call_weightless(self, method: str, population: Population, arguments: Arguments) -> Any:
         output = self.executor.run(population[:1].weights, arguments, population[:1].buffers, method)[0]
@@ -330,12 +364,9 @@ class Hypernet(nn.Module):
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
         if not self.calibrated and not self.training:
-            warnings.warn(
-                f"the norm statistics of the members of {type(self.target).__name__} were never estimated; "
-                "call hypernet.calibrate(loader)",
-                stacklevel=3,
-            )
-        state = tuple(tensor._version for tensor in self.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor))
+            self._warn_uncalibrated()
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        state = tuple(tensor._version for tensor in tensors if not tensor.is_inference())
         if torch.is_grad_enabled() or self._members is None or self._members[0] != state:
             with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
                 members = self.generate(self.member_latents, self.member_components)
@@ -347,33 +378,18 @@ class Hypernet(nn.Module):
 
     # Norm statistics
 
-    def norm_statistics(self, population: Population, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """Estimate the running statistics of every network's norm layers in one pass.
+    @property
+    def has_recent_inputs(self) -> bool:
+        """Whether there are training inputs that `calibrate` can read."""
+        return bool(self._recent)
+
+    def calibrate(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
+        """Estimate the running statistics of every network's norm layers, in one pass over the data.
 
         Args:
-            population: S networks.
-            batches: Inputs of the target, or tuples that begin with them.
-
-        Returns:
-            ``{name: (S, *shape)}`` for every buffer of a norm layer; empty if there is none.
-        """
-        if not self.executor.statistics:
-            return {}
-        device = self.member_latents.device
-        arguments = (
-            batch
-            if isinstance(batch, Arguments)
-            else Arguments(((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device),), {})
-            for batch in batches
-        )
-        return self.executor.norm_statistics(population.weights, arguments)
-
-    def calibrate(self, batches: Iterable[Any] | None = None) -> None:
-        """Estimate the norm statistics of the members.
-
-        Args:
-            batches: Inputs of the target, or tuples that begin with them, such as a data loader of training data gives; None:
+            batches: Inputs of the target, or tuples that begin with them, such as a loader of training data gives; None:
                 the last inputs seen in training.
+            population: The networks; None: the members of the evaluation ensemble.
 
         Raises:
             ValueError: If there are no batches.
@@ -381,8 +397,12 @@ class Hypernet(nn.Module):
         if not self.executor.statistics:
             return
         with torch.no_grad():
-            members = self.generate(self.member_latents, self.member_components)
-            statistics = self.norm_statistics(members, list(self._recent) if batches is None else batches)
+            chosen = population or self.generate(self.member_latents, self.member_components)
+            source = list(self._recent) if batches is None else batches
+            statistics = self.executor.norm_statistics(chosen.weights, inputs_of(source, self.member_latents.device))
+            if population is not None:
+                population.buffers = statistics
+                return
             if distributed.is_available() and distributed.is_initialized():
                 for value in statistics.values():
                     if value.is_floating_point():
@@ -390,6 +410,21 @@ class Hypernet(nn.Module):
             self.member_statistics.update(statistics)
             self.calibrated.fill_(True)
         self._members = None
+
+    def _ensure_statistics(self, population: Population) -> None:
+        if not self.executor.statistics or population.buffers:
+            return
+        if self._recent:
+            self.calibrate(population=population)
+        else:
+            self._warn_uncalibrated()
+
+    def _warn_uncalibrated(self) -> None:
+        warnings.warn(
+            f"the norm statistics of these networks of {type(self.target).__name__} were never estimated; call "
+            "hypernet.calibrate(loader), with population=... for sampled ones",
+            stacklevel=4,
+        )
 
     # Reports
 
@@ -399,6 +434,7 @@ class Hypernet(nn.Module):
         Raises:
             RuntimeError: If no diversity was chosen or nothing was drawn.
         """
+        self.diversity_read = True
         if self.diversity is None or self.population is None:
             raise RuntimeError("diversity_loss() needs a diversity, which the callback sets, and a training forward before it")
         total: Tensor = self.diversity.total(self.diversity(self.population))  # type: ignore[operator]
@@ -426,28 +462,30 @@ class Hypernet(nn.Module):
         return "\n".join(table)
 
     @classmethod
-    def from_checkpoint(cls, path: str, target: nn.Module) -> Hypernet:
-        """Load a Hypernet from a Lightning checkpoint that was written with a `HypernetCallback`, without the LightningModule.
+    def from_checkpoint(cls, path: str, target: nn.Module, name: str | None = None) -> Hypernet:
+        """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
         Args:
             path: The checkpoint; read with ``weights_only=True``.
             target: A module built like the target that was wrapped; its weights do not matter.
+            name: The callback's `target`, if there were several.
 
         Raises:
-            ValueError: If the checkpoint holds no Hypernet, or its prior was a distribution object.
+            ValueError: If the checkpoint holds no such Hypernet, or its prior was a distribution object.
         """
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if "hypernet" not in checkpoint:
-            raise ValueError(f"{path} was not written with a HypernetCallback")
-        recipe = checkpoint["hypernet"]
-        if recipe["options"]["prior"] is None:
+        recipes = checkpoint.get("hypernet", {})
+        name = next(iter(recipes), None) if name is None else name
+        if name not in recipes:
+            raise ValueError(f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)}")
+        options, prefix = recipes[name]["options"], recipes[name]["prefix"]
+        if options["prior"] is None:
             raise ValueError(f"the prior in {path} was a distribution object; build the Hypernet and load its state dict")
-        hypernet = cls(target, **recipe["options"])
-        prefix = recipe["prefix"]
+        hypernet = cls(target, **options)
         state = {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix) and not name.startswith(f"{prefix}diversity.")
+            key.removeprefix(prefix): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
         }
         hypernet.load_state_dict(state)
         return hypernet.eval()

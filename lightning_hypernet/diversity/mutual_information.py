@@ -52,7 +52,7 @@ class MutualInformation(DiversityLoss):
             raise ValueError(f"latent must be 'continuous' or 'component', not {latent!r}")
         self.reads, self.latent, self.coordinates, self.hidden, self.noise = reads, latent, coordinates, hidden, noise
         self.q = nn.Sequential()
-        self.log_std = nn.Parameter(torch.zeros(()))
+        self.log_std: nn.Parameter | None = None
 
     def prepare(self, population: Population) -> None:
         """Build q for the sizes of this population.
@@ -67,7 +67,8 @@ class MutualInformation(DiversityLoss):
         self.q = nn.Sequential(
             nn.Linear(inputs, self.hidden), nn.LayerNorm(self.hidden), nn.ReLU(), nn.Linear(self.hidden, outputs)
         )
-        self.log_std = nn.Parameter(torch.zeros(outputs))
+        if self.latent == "continuous":
+            self.log_std = nn.Parameter(torch.zeros(outputs))
 
     def _features(self, population: Population) -> Tensor:
         if self.reads == "weights":
@@ -84,10 +85,11 @@ class MutualInformation(DiversityLoss):
             ValueError: If q was not built yet.
         """
         features = self._features(population)
-        if not len(self.q):
+        if not self.q:
             raise ValueError("mutual_information has not seen a population yet; call prepare(population) first")
         guess = self.q(features + self.noise * torch.randn_like(features))
         if self.latent == "component":
             return F.cross_entropy(guess, population.components) - math.log(population.n_components)
+        assert self.log_std is not None
         deviation = (self._latents(population) - guess) / self.log_std.exp()
         return (0.5 * deviation.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(1).mean()

@@ -1,0 +1,192 @@
+"""The main job on real data: one LightningModule, once as it is and once as the target of a hypernetwork.
+
+Trains on scikit-learn's bundled digits, prints a table, and draws the accuracies of the sampled networks and the networks
+themselves. About a minute on two cores.
+"""
+
+import argparse
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassCalibrationError
+
+from lightning_hypernet import HypernetCallback
+
+CLASSES = 10
+
+
+class Classifier(pl.LightningModule):
+    """An ordinary LightningModule; it knows nothing of hypernetworks."""
+
+    def __init__(self, lr: float) -> None:
+        super().__init__()
+        self.lr = lr
+        self.model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64, 32),
+            nn.ReLU(),
+            nn.Linear(32, CLASSES),
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels = batch
+        return F.cross_entropy(self.model(images), labels)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Adam with a cosine schedule to zero."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def load() -> tuple[TensorDataset, Tensor, Tensor]:
+    """Half of the digits to train on, half to test on."""
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=0.5, random_state=0, stratify=labels)
+    x_train, x_test = (torch.tensor(part).float().view(-1, 1, 8, 8) / 16 for part in parts[:2])
+    y_train, y_test = (torch.tensor(part) for part in parts[2:])
+    return TensorDataset(x_train, y_train), x_test, y_test
+
+
+def train(module: Classifier, data: TensorDataset, epochs: int, batch_size: int, callbacks: list[pl.Callback]) -> None:
+    """Fit the module, with a progress bar and nothing else."""
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[RichProgressBar(leave=True), *callbacks],
+    )
+    trainer.fit(module, DataLoader(data, batch_size, shuffle=True, drop_last=True))
+
+
+def score(probabilities: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Accuracy in percent, negative log-likelihood in nats, expected calibration error in percent."""
+    ece = MulticlassCalibrationError(CLASSES, n_bins=15, norm="l1")(probabilities, labels)
+    nll = F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)
+    accuracy = (probabilities.argmax(-1) == labels).float().mean()
+    return 100 * accuracy.item(), nll.item(), 100 * ece.item()
+
+
+def disagreement(votes: Tensor) -> float:
+    """Mean share of test images, in percent, on which two members predict different classes."""
+    n = len(votes)
+    same = (votes[:, None] == votes[None]).float().mean(-1)
+    return 100 * (1 - (same.sum() - n).item() / (n * (n - 1)))
+
+
+def compare(single: Classifier, callback: HypernetCallback, images: Tensor, labels: Tensor) -> tuple[Table, Tensor, float]:
+    """Score the single network, the members, and what is made of them."""
+    hypernet = callback.hypernet.eval()
+    ensembles = {n: hypernet.ensemble(n) for n in (10, 100)}
+    average = hypernet.ensemble(100, component=0).average()
+    with torch.no_grad():
+        members = {n: ensemble.members(images).softmax(-1) for n, ensemble in ensembles.items()}
+        alone = single.model.eval()(images).softmax(-1)
+        averaged = average(images).softmax(-1)
+    scores = torch.tensor([score(probabilities, labels) for probabilities in members[100]])
+    votes = F.one_hot(members[10].argmax(-1), CLASSES).float().mean(0)
+    rows = {
+        "one network, trained as it is": score(alone, labels),
+        "mean of 100 members": tuple(scores.mean(0).tolist()),
+        "best of 100 members": tuple(scores[scores[:, 0].argmax()].tolist()),
+        "ensemble of 10": score(members[10].mean(0), labels),
+        "ensemble of 100": score(members[100].mean(0), labels),
+        "majority of 10": score(votes, labels),
+        "average of 100, one component": score(averaged, labels),
+    }
+    differ = disagreement(members[10].argmax(-1))
+    table = Table(title="scikit-learn digits, 899 test images", caption=f"members disagree on {differ:.1f} % of the images")
+    for column in ("network", "accuracy %", "NLL", "ECE %"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name, (accuracy, nll, ece) in rows.items():
+        table.add_row(name, f"{accuracy:.2f}", f"{nll:.3f}", f"{ece:.2f}")
+    return table, scores[:, 0], rows["ensemble of 100"][0]
+
+
+def draw(callback: HypernetCallback, accuracies: Tensor, ensemble: float, folder: Path) -> list[Path]:
+    """Draw the histogram of accuracies and the scatter of sampled weights."""
+    paths = [folder / "digits_accuracy.png", folder / "digits_weights.png"]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.hist(accuracies, bins=20, color="tab:blue", alpha=0.8, label="members")
+    axes.axvline(ensemble, color="tab:red", label=f"ensemble of {len(accuracies)}: {ensemble:.2f} %")
+    axes.set(xlabel="test accuracy, %", ylabel="networks", title="Accuracy of sampled networks")
+    axes.legend(loc="upper left")
+    figure.savefig(paths[0], dpi=120)
+
+    population = callback.hypernet.sample(400)
+    points = PCA(2).fit_transform(population.gauged.detach().numpy())
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    for component in population.components.unique().tolist():
+        chosen = (population.components == component).numpy()
+        axes.scatter(*points[chosen].T, s=12, alpha=0.7, label=f"component {component}")
+    axes.set(xlabel="first principal component", ylabel="second", title="400 sampled networks, all weights")
+    axes.legend()
+    figure.savefig(paths[1], dpi=120)
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--components", type=int, default=4)
+    parser.add_argument("--diversity", default="entropy")
+    parser.add_argument("--weight", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path())
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    start = time.perf_counter()
+    data, images, labels = load()
+
+    pl.seed_everything(options.seed, verbose=False)
+    single = Classifier(lr=3e-3)
+    train(single, data, options.epochs, 128, [])
+
+    pl.seed_everything(options.seed, verbose=False)
+    module = Classifier(lr=options.lr)
+    callback = HypernetCallback(
+        target="model",
+        diversity={options.diversity: options.weight},
+        components=options.components,
+        samples=options.samples,
+    )
+    train(module, data, options.epochs, 128, [callback])
+
+    table, accuracies, ensemble = compare(single, callback, images, labels)
+    console = Console()
+    console.print(table)
+    for path in draw(callback, accuracies, ensemble, options.out):
+        console.print(f"wrote {path}")
+    console.print(f"{time.perf_counter() - start:.0f} s, {math.prod((options.epochs, len(data) // 128, 128)):,} images seen by each")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""HypernetCallback: hypernetwork training for any LightningModule, unchanged."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from lightning_hypernet.diversity import WeightedDiversity
+from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.plugins import Plugins
+
+if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
+    _Base = pl.Callback
+else:
+    from lightning.pytorch import Callback as _LightningCallback
+
+    class _Base(pl.Callback, _LightningCallback):
+        """A callback of both class trees, so that both trainers and both command lines take it."""
+
+
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+_TARGET_KEYS = ("targets", "target", "labels", "label", "y")
+
+
+class HypernetCallback(_Base):
+    """Train a part of a LightningModule as the target of a hypernetwork.
+
+    In `setup`, before optimizers exist, the target is replaced by a `Hypernet`. Every training step draws one population of
+    networks; the weighted diversity losses are added to what `training_step` returns and logged as ``hypernet/<name>``, beside
+    ``hypernet/member_distance``. Validation, test and prediction use the ensemble of members, whose norm statistics are
+    estimated anew before each.
+
+    Args:
+        target: Path of the module, such as ``"model"`` or ``"net.backbone"``; ``"."`` is the LightningModule's own forward.
+        diversity: Name of a diversity loss; or for every name its weight, or its arguments with a ``weight``.
+        plugins: Plug-ins beside the installed ones.
+        hypernet_options: Arguments of `Hypernet`.
+
+    Raises:
+        TypeError: If an option is none of Hypernet's.
+        ValueError: If a diversity loss is unknown.
+
+    Example:
+        >>> from pytorch_lightning.demos.boring_classes import BoringModel
+        >>> callback = HypernetCallback(target="layer", diversity={"entropy": 1e-3}, samples=4)
+        >>> trainer = pl.Trainer(
+        ...     max_steps=1, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu",
+        ...     enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        ... )
+        >>> trainer.fit(BoringModel())
+        >>> len(callback.hypernet.ensemble(10))
+        10
+    """
+
+    def __init__(
+        self,
+        target: str = "model",
+        diversity: str | Mapping[str, float | Mapping[str, Any]] | None = None,
+        plugins: Sequence[object] = (),
+        **hypernet_options: Any,
+    ) -> None:
+        super().__init__()
+        known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
+        unknown = sorted(set(hypernet_options) - set(known))
+        if unknown:
+            raise TypeError(f"HypernetCallback has no options {', '.join(unknown)}; there are {', '.join(known)}")
+        self.target = target
+        self.plugins = tuple(plugins)
+        self.hypernet_options = hypernet_options
+        self._diversity = diversity
+        self._hypernet: Hypernet | None = None
+        self._step: Callable[..., Any] | None = None
+        Plugins(self.plugins).build_diversity(diversity)
+
+    @property
+    def hypernet(self) -> Hypernet:
+        """The Hypernet that stands where the target was.
+
+        Raises:
+            RuntimeError: Before a trainer has set the callback up.
+        """
+        if self._hypernet is None:
+            raise RuntimeError("the Hypernet is built when a trainer sets the callback up; run fit, validate or test first")
+        return self._hypernet
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the Hypernet in the target's place, once."""
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDED:
+            raise ValueError(f"{strategy} shards parameters, which a hypernetwork generates; use DDP or a single device")
+        if self.target == ".":
+            self._hypernet = self._wrap_module(pl_module)
+            return
+        found = _submodule(pl_module, self.target)
+        if found is None and is_overridden("configure_model", pl_module):
+            pl_module.configure_model()
+            found = _submodule(pl_module, self.target)
+        if found is None:
+            names = [name for name, _ in pl_module.named_modules() if name]
+            raise ValueError(
+                f"{type(pl_module).__name__} has no module {self.target!r}; set target to one of {', '.join(names[:10])}, or to "
+                "'.' for its own forward"
+            )
+        if isinstance(found, Hypernet):
+            self._hypernet = found
+            return
+        _refuse_shared(pl_module, found, self.target)
+        self._hypernet = self._build(found)
+        parent, _, name = self.target.rpartition(".")
+        setattr(pl_module.get_submodule(parent), name, self._hypernet)
+
+    def _build(self, target: nn.Module) -> Hypernet:
+        hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
+        hypernet.diversity = Plugins(self.plugins).build_diversity(self._diversity)
+        if hypernet.diversity.losses:
+            with torch.no_grad():
+                hypernet.diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
+        return hypernet
+
+    def _wrap_module(self, pl_module: pl.LightningModule) -> Hypernet:
+        """Generate the LightningModule's own parameters; its forward becomes the Hypernet's."""
+        present = getattr(pl_module, "hypernet", None)
+        if isinstance(present, Hypernet):
+            return present
+        trainer, pl_module._trainer = pl_module._trainer, None
+        try:
+            hypernet = self._build(pl_module)
+        finally:
+            pl_module._trainer = trainer
+        for names in hypernet.banks.aliases.values():
+            for name in names:
+                path, _, key = name.rpartition(".")
+                pl_module.get_submodule(path)._parameters[key] = None
+        for name in hypernet.banks.ordinary:
+            path, _, key = name.rpartition(".")
+            hypernet.target.get_submodule(path)._parameters[key] = pl_module.get_parameter(name)
+        pl_module.hypernet = hypernet
+        pl_module.forward = hypernet.__call__  # type: ignore[method-assign]
+        return hypernet
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wrap `training_step`, and see that the optimizers have the generator's parameters."""
+        trained = {id(parameter) for optimizer in trainer.optimizers for group in optimizer.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in trained for parameter in self.hypernet.parameters() if parameter.requires_grad):
+            warnings.warn(
+                f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {self.target!r}; build them in "
+                "configure_optimizers from self.parameters()",
+                stacklevel=2,
+            )
+        self._step = vars(pl_module).get("training_step")
+        pl_module.training_step = self._wrapped(trainer, pl_module)  # type: ignore[method-assign]
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give `training_step` back."""
+        self._unwrap(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give `training_step` back."""
+        self._unwrap(pl_module)
+
+    def _unwrap(self, pl_module: pl.LightningModule) -> None:
+        if hasattr(vars(pl_module).get("training_step"), "hypernet_callback"):
+            del pl_module.training_step
+            if self._step is not None:
+                pl_module.training_step = self._step  # type: ignore[method-assign]
+
+    def _wrapped(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
+        original = pl_module.training_step
+        hypernet = self.hypernet
+        diversity = hypernet.diversity
+        assert isinstance(diversity, WeightedDiversity)
+
+        @functools.wraps(original)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            if not pl_module.automatic_optimization:
+                return _manual(hypernet, diversity, original, *args, **kwargs)
+            with hypernet.step():
+                result = original(*args, **kwargs)
+                if result is None:
+                    return None
+                loss = _loss(result)
+                if hypernet.population is None:
+                    raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
+                if diversity.losses:
+                    hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
+                    values = diversity(hypernet.population)
+                    loss = loss + diversity.total(values)
+                    for name, value in values.items():
+                        pl_module.log(f"hypernet/{name}", value.detach())
+                if trainer.global_step % trainer.log_every_n_steps == 0:
+                    pl_module.log("hypernet/member_distance", hypernet.population.distance())
+                return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+        training_step.hypernet_callback = self  # type: ignore[attr-defined]
+        return training_step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Estimate the members' norm statistics anew."""
+        self._calibrate()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Estimate the members' norm statistics anew."""
+        self._calibrate()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Estimate the members' norm statistics anew."""
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        if self.hypernet.has_recent_inputs:
+            self.hypernet.calibrate()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the plain recipe that `Hypernet.from_checkpoint` reads."""
+        prefix = "hypernet." if self.target == "." else f"{self.target}."
+        checkpoint.setdefault("hypernet", {})[self.target] = {"prefix": prefix, "options": self.hypernet.options}
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
+    """Parameters that live both in the target and outside of it can't be generated."""
+    inside = {id(parameter) for parameter in target.parameters()}
+    shared = [
+        name
+        for name, parameter in pl_module.named_parameters(remove_duplicate=False)
+        if id(parameter) in inside and not name.startswith(f"{path}.")
+    ]
+    if shared:
+        raise ValueError(
+            f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target that "
+            "holds both, or '.'"
+        )
+
+
+def _manual(
+    hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    hypernet.diversity_read = False
+    try:
+        result = step(*args, **kwargs)
+    finally:
+        hypernet.population = None
+    if diversity.losses and not hypernet.diversity_read:
+        raise RuntimeError(
+            "under manual optimization the diversity losses can't be added for you; add hypernet.diversity_loss() of the target "
+            "to the loss in training_step"
+        )
+    return result
+
+
+def _loss(result: Any) -> Tensor:
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {type(result).__name__}")
+    if loss.isnan().any():
+        raise ValueError("the loss that training_step returns is NaN; lower the learning rate or clip gradients")
+    return loss
+
+
+def _targets(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in _TARGET_KEYS if key in batch), None)
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None

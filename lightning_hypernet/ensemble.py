@@ -1,0 +1,200 @@
+"""Ensemble: a fixed set of sampled networks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_hypernet.execution import Arguments, Executor, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.population import StackedTensors
+
+_TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
+
+
+class Ensemble(nn.Module):
+    """A fixed set of networks of one target, evaluated together.
+
+    Args:
+        executor: Runs the target; the ensemble owns it.
+        weights: ``{name: (members, *shape)}`` for every generated parameter.
+        statistics: ``{name: (members, *shape)}``, the norm statistics of every member; empty: the target's own.
+        latents: ``(members, latent_dim)``, where the members came from.
+        components: ``(members,)``, which component of the prior each belongs to.
+        reduce: How their outputs are joined: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None.
+    """
+
+    latents: Tensor
+    components: Tensor
+
+    def __init__(
+        self,
+        executor: Executor,
+        weights: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor],
+        latents: Tensor,
+        components: Tensor,
+        reduce: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.executor = executor
+        self.target = executor.target
+        self.reduce = reduce
+        self.weights = StackedTensors({name: value.detach().clone() for name, value in weights.items()})
+        self.statistics = StackedTensors({name: value.detach().clone() for name, value in statistics.items()})
+        self.register_buffer("latents", latents.detach().clone())
+        self.register_buffer("components", components.clone())
+        self.eval()
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The joined outputs of the members."""
+        return reduce_outputs(self.members(*args, **kwargs), self.reduce)
+
+    def members(self, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
+        """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""
+        arguments = Arguments(args, kwargs)
+        return stack(
+            self.executor.run(self.weights.tensors(), arguments, self.statistics.tensors(), chunk_size=chunk_size)
+        )
+
+    def calibrate(self, loader: Iterable[Any], batches: int | None = None) -> None:
+        """Estimate the norm statistics of every member, in one pass for all.
+
+        The cumulative average over batches, as `torch.optim.swa_utils.update_bn` computes it.
+
+        Args:
+            loader: Training data: inputs of the target, or tuples that begin with them.
+            batches: Stop after that many; None: read all.
+
+        Raises:
+            ValueError: If the loader is empty.
+        """
+        if self.executor.statistics:
+            self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches))
+
+    def _estimate(self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None) -> dict[str, Tensor]:
+        some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
+        return self.executor.norm_statistics(weights, inputs_of(some, self.latents.device))
+
+    def materialize(self) -> list[nn.Module]:
+        """Every member as a plain copy of the target, with norm statistics of its own."""
+        weights, statistics = self.weights.tensors(), self.statistics.tensors()
+        return [
+            self.executor.materialize(
+                {name: value[index] for name, value in weights.items()},
+                {name: value[index] for name, value in statistics.items()},
+            )
+            for index in range(len(self))
+        ]
+
+    def average(self, loader: Iterable[Any] | None = None, batches: int | None = None) -> nn.Module:
+        """Average the weights of all members into one network, and estimate its norm statistics.
+
+        References:
+            | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+            | https://arxiv.org/abs/1905.02898, section 4.4
+
+        Args:
+            loader: Training data as in `calibrate`; needed if the target has norm layers with running statistics.
+            batches: Stop after that many; None: read all.
+
+        Returns:
+            A plain copy of the target.
+
+        Raises:
+            ValueError: If the target needs a loader and none is given.
+        """
+        if len(self.components.unique()) > 1:
+            warnings.warn(
+                "the members belong to several components of the prior, whose weights do not average well; "
+                "draw them from one, as in hypernet.ensemble(n, component=0)",
+                stacklevel=2,
+            )
+        mean = {name: value.mean(0, keepdim=True) for name, value in self.weights.tensors().items()}
+        statistics: dict[str, Tensor] = {}
+        if self.executor.statistics:
+            if loader is None:
+                raise ValueError("the averaged network needs norm statistics of its own: pass a loader of training data")
+            statistics = self._estimate(mean, loader, batches)
+        return self.executor.materialize(
+            {name: value[0] for name, value in mean.items()}, {name: value[0] for name, value in statistics.items()}
+        )
+
+    def save(self, folder: str | Path, recipe: Mapping[str, Any] | None = None) -> None:
+        """Store the ensemble as safetensors and a JSON recipe; nothing is pickled.
+
+        Args:
+            folder: Made if it does not exist.
+            recipe: How to build the target: ``{"class_path": "timm.create_model", "init_args": {...}}``; None: `load` is given
+                a target.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
+        save_file(state, folder / _TENSORS)
+        content = {
+            "format": 1,
+            "members": len(self),
+            "reduce": self.reduce,
+            "execution": self.executor.mode,
+            "aliases": self.executor.aliases,
+            "target": None if recipe is None else dict(recipe),
+        }
+        (folder / _RECIPE).write_text(json.dumps(content, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path, target: nn.Module | None = None) -> Ensemble:
+        """Load what `save` stored.
+
+        Args:
+            folder: The folder.
+            target: A module built like the target; its weights do not matter. None: it is built from the recipe, which may name
+                `timm.create_model` or a class of modules.
+
+        Raises:
+            ValueError: If there is neither a target nor a recipe, or the tensors do not fit the target.
+        """
+        content = json.loads((Path(folder) / _RECIPE).read_text())
+        if target is None:
+            if content["target"] is None:
+                raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")
+            target = _build(content["target"])
+        tensors = load_file(Path(folder) / _TENSORS)
+        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "statistics": {}, "target": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(".")
+            if group in groups:
+                groups[group][rest.replace("/", ".") if group != "target" else rest] = value
+        shapes = {name: tuple(value.shape) for name, value in target.named_parameters(remove_duplicate=False)}
+        problems = [
+            f"{name} is {tuple(value.shape[1:])} here and {shapes.get(name, 'absent')} there"
+            for name, value in groups["weights"].items()
+            if shapes.get(name) != value.shape[1:]
+        ]
+        if problems:
+            raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
+        executor = Executor(target, content["aliases"], content["execution"])
+        executor.target.load_state_dict(groups["target"])
+        return cls(
+            executor, groups["weights"], groups["statistics"], tensors["latents"], tensors["components"], content["reduce"]
+        )
+
+
+def _build(recipe: Mapping[str, Any]) -> nn.Module:
+    path, _, name = recipe["class_path"].rpartition(".")
+    maker = getattr(importlib.import_module(path), name)
+    if recipe["class_path"] != "timm.create_model" and not (isinstance(maker, type) and issubclass(maker, nn.Module)):
+        raise ValueError(f"a recipe names timm.create_model or a class of modules, not {recipe['class_path']}")
+    module = maker(**recipe.get("init_args", {}))
+    assert isinstance(module, nn.Module)
+    return module

@@ -1,0 +1,267 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_hypernet import DiversityLoss, Hypernet, hookimpl
+from lightning_hypernet.diversity import (
+    EnsembleLoss,
+    Entropy,
+    MutualInformation,
+    OutputEntropy,
+    Variance,
+)
+from lightning_hypernet.diversity.entropy import entropy, nearest_distances
+from lightning_hypernet.plugins import Plugins
+
+
+def slow_entropy(vectors, dimension, p):
+    """The estimator of reference section 4, written out pair by pair."""
+    total = 0.0
+    for i, one in enumerate(vectors):
+        total += math.log(min((one - other).abs().pow(p).sum() ** (1 / p) for j, other in enumerate(vectors) if i != j) + 1e-8)
+    return dimension * total / len(vectors) + torch.digamma(torch.tensor(len(vectors)).double()).item()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_entropy_equals_the_slow_one(p):
+    torch.manual_seed(0)
+    for n, d in ((2, 3), (9, 40), (40, 7)):
+        vectors = torch.randn(n, d, dtype=torch.float64)
+        assert entropy(vectors, 5, p).item() == pytest.approx(slow_entropy(vectors, 5, p), rel=1e-10)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_gradient_of_the_distances(p):
+    torch.manual_seed(0)
+    vectors = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: nearest_distances(v, p), vectors)
+
+
+def test_entropy_of_a_known_distribution():
+    """Differences of estimates are differences of entropies: a cube twice as wide has d log 2 nats more."""
+    torch.manual_seed(0)
+    vectors = torch.rand(500, 3, dtype=torch.float64)
+    assert (entropy(2 * vectors, 3) - entropy(vectors, 3)).item() == pytest.approx(3 * math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_duplicates_are_finite(p):
+    vectors = torch.randn(3, 5).repeat(2, 1).requires_grad_()
+    value = entropy(vectors, 64, p)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(vectors.grad).all()
+
+
+def test_far_away_duplicates_find_each_other():
+    """Neighbours are right where a matrix product in float32 would lose all digits."""
+    vectors = 1e4 + torch.tensor([[0.0, 0.0], [0.5, 0.0], [3.0, 0.0], [3.25, 0.0]])
+    assert nearest_distances(vectors).tolist() == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_one_network_has_no_neighbour():
+    with pytest.raises(ValueError, match="needs two networks or more, not 1; raise `samples`"):
+        nearest_distances(torch.randn(1, 3))
+
+
+def trained_population(**options):
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), samples=6, latent_dim=5, **options)
+    hypernet(torch.randn(12, 4))
+    hypernet.population.targets = torch.randint(0, 3, (12,))
+    return hypernet, hypernet.population
+
+
+LOSSES = {
+    "entropy": lambda: Entropy(),
+    "entropy_l1": lambda: Entropy(p=1),
+    "entropy_part": lambda: Entropy(coordinates=10, samples=4),
+    "entropy_chosen": lambda: Entropy(coordinates=[0, 3, 5]),
+    "variance": lambda: Variance(),
+    "output_entropy": lambda: OutputEntropy(),
+    "output_entropy_softmax": lambda: OutputEntropy(softmax=True),
+    "ensemble": lambda: EnsembleLoss(),
+    "ensemble_relative": lambda: EnsembleLoss(relative=True),
+    "mi_weights": lambda: MutualInformation(),
+    "mi_outputs": lambda: MutualInformation(reads="outputs", noise=0.1, coordinates=2),
+    "mi_component": lambda: MutualInformation(latent="component"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_scalars_whose_gradients_reach_the_generator(name):
+    hypernet, population = trained_population(components=2, example_inputs=torch.randn(7, 4))
+    loss = LOSSES[name]()
+    loss.prepare(hypernet.sample(2))
+    value = loss(population)
+    value.backward()
+    assert value.ndim == 0
+    reached = [p for p in hypernet.generator.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(reached) > len(list(hypernet.generator.parameters())) / 2
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("name", ["entropy", "entropy_l1", "variance"])
+def test_weight_losses_are_low_for_diverse_populations(name):
+    _, population = trained_population()
+    near = {key: value.mean(0) + 0.1 * (value - value.mean(0)) for key, value in population.weights.items()}
+    loss = LOSSES[name]()
+    population.__dict__.pop("gauged", None)
+    far = loss(population)
+    population.weights = near
+    population.__dict__.pop("gauged", None)
+    assert far < loss(population)
+
+
+def test_output_entropy_reads_shared_examples():
+    hypernet, population = trained_population()
+    outputs = hypernet.run(population, population.batch.leaves[0])
+    assert torch.allclose(population.outputs, outputs)
+    assert torch.allclose(OutputEntropy()(population), -entropy(outputs.flatten(1), 5))
+
+
+def test_ensemble_loss_by_hand():
+    _, population = trained_population()
+    joined = population.outputs.softmax(-1).mean(0).log()
+    loss = F.nll_loss(joined, population.targets)
+    members = torch.stack([F.cross_entropy(output, population.targets) for output in population.outputs]).mean()
+    assert torch.allclose(EnsembleLoss()(population), loss)
+    assert torch.allclose(EnsembleLoss(relative=True)(population), loss - members)
+    assert EnsembleLoss(relative=True)(population) < 0
+    squared = EnsembleLoss(loss="mse_loss", join="mean")
+    population.targets = torch.randn(12, 3)
+    assert torch.allclose(squared(population), F.mse_loss(population.outputs.mean(0), population.targets))
+
+
+def test_mutual_information_recovers_what_the_weights_tell():
+    """With z written into the weights the bound on I(z; theta) rises far above its start."""
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.Linear(30, 30), latent_dim=4, samples=32)
+    loss = MutualInformation()
+    loss.prepare(hypernet.sample(2))
+    optimizer = torch.optim.Adam([*hypernet.parameters(), *loss.parameters()], lr=3e-3)
+    values = []
+    for _ in range(150):
+        hypernet(torch.randn(32, 30))
+        value = loss(hypernet.population)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0] - 2
+
+
+def test_categorical_bound_ends_at_minus_log_components():
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.Linear(8, 8), components=4, samples=16)
+    loss = MutualInformation(latent="component")
+    loss.prepare(hypernet.sample(2))
+    optimizer = torch.optim.Adam([*hypernet.parameters(), *loss.parameters()], lr=3e-3)
+    for _ in range(100):
+        hypernet(torch.randn(16, 8))
+        value = loss(hypernet.population)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert -math.log(4) - 1e-6 <= value.item() < -1.3
+
+
+def test_only_what_is_read_is_computed():
+    _, population = trained_population()
+    Entropy()(population)
+    assert "outputs" not in vars(population)
+    OutputEntropy()(population)
+    assert "vectors" not in vars(population)
+
+
+def test_member_distance():
+    _, population = trained_population()
+    copies = {name: value[:1].expand_as(value) for name, value in population.weights.items()}
+    population.weights = copies
+    assert population.distance().item() == pytest.approx(0, abs=1e-3)
+    population.__dict__.pop("gauged", None)
+    population.weights = {name: torch.randn_like(value) for name, value in copies.items()}
+    assert population.distance().item() == pytest.approx(2**0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Entropy(p=3), "p must be 1 or 2, not 3"),
+        (lambda: EnsembleLoss(loss="no_loss"), "torch.nn.functional has no loss 'no_loss'"),
+        (lambda: EnsembleLoss(join="sum"), "join must be"),
+        (lambda: MutualInformation(reads="codes"), "reads must be"),
+        (lambda: MutualInformation(latent="all"), "latent must be"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_missing_inputs_name_the_remedy():
+    hypernet, population = trained_population()
+    with pytest.raises(ValueError, match="no inputs to run on; it is read after a training forward"):
+        OutputEntropy()(hypernet.sample(3))
+    with pytest.raises(ValueError, match="give the Hypernet example_inputs"):
+        MutualInformation(reads="outputs").prepare(population)
+    with pytest.raises(ValueError, match="needs components > 1"):
+        MutualInformation(latent="component").prepare(population)
+    with pytest.raises(ValueError, match="call prepare"):
+        MutualInformation()(population)
+    population.targets = None
+    with pytest.raises(ValueError, match="batches must be .inputs, targets."):
+        EnsembleLoss()(population)
+
+
+class Broken(DiversityLoss):
+    def __init__(self, kind="raise"):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, population):
+        if self.kind == "raise":
+            raise ZeroDivisionError("by design")
+        return {"nan": torch.tensor(math.nan), "vector": torch.zeros(2), "float": 1.0}[self.kind]
+
+
+class BrokenPlugin:
+    @hookimpl
+    def hypernet_register_diversity(self, register):
+        register("broken", Broken)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("raise", RuntimeError, "the diversity loss 'broken' failed: by design"),
+        ("nan", ValueError, "the diversity loss 'broken' is NaN"),
+        ("vector", ValueError, "'broken' must return a scalar tensor, not .2,."),
+        ("float", ValueError, "'broken' must return a scalar tensor, not float"),
+    ],
+)
+def test_broken_losses_are_named(kind, error, message):
+    _, population = trained_population()
+    diversity = Plugins([BrokenPlugin()]).build_diversity({"broken": {"kind": kind}})
+    with pytest.raises(error, match=message):
+        diversity(population)
+
+
+def test_weights_and_several_at_once():
+    _, population = trained_population()
+    diversity = Plugins().build_diversity({"entropy": 0.5, "variance": {"weight": 2.0}, "output_entropy": {"p": 1}})
+    values = diversity(population)
+    assert list(values) == ["entropy", "variance", "output_entropy"]
+    expected = 0.5 * values["entropy"] + 2 * values["variance"] + 1e-3 * values["output_entropy"]
+    assert torch.allclose(diversity.total(values), expected)
+    assert not Plugins().build_diversity(None).losses
+
+
+def test_unknown_names_and_arguments():
+    with pytest.raises(ValueError, match="unknown diversity loss 'entropi'; there are ensemble, entropy"):
+        Plugins().build_diversity("entropi")
+    with pytest.raises(TypeError, match="'variance' does not take these arguments"):
+        Plugins().build_diversity({"variance": {"power": 2}})

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_hypernet import GeneratorConfig, Hypernet
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def mnist_target():
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 16, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10),
+    )  # fmt: skip
+
+
+def lenet():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def test_the_papers_mnist_hypernetwork_to_the_parameter():
+    hypernet = Hypernet(mnist_target(), latent_dim=300, prior="uniform", generator=GeneratorConfig.paper("mnist"))
+    assert hypernet.banks.weights == 20_018
+    assert [(bank.filters, bank.filter_size) for bank in hypernet.banks] == [(32, 26), (16, 801), (8, 785), (1, 90)]
+    assert parameters(hypernet) == 633_640
+    norms = sum(parameters(module) for module in hypernet.modules() if isinstance(module, nn.BatchNorm1d))
+    assert parameters(hypernet) - norms == 631_240
+    assert parameters(hypernet.generator.extractor.head) == 256_500
+
+
+def test_the_papers_lenet_weight_generators():
+    hypernet = Hypernet(lenet(), latent_dim=100, generator=GeneratorConfig.paper("cifar_lenet"))
+    assert hypernet.banks.weights == 62_006
+    counts = [
+        sum(linear.weight.numel() for linear in generator.modules() if isinstance(linear, nn.Linear))
+        for generator in hypernet.generator.weight_generators
+    ]
+    assert counts == [193_600, 223_600, 323_600, 4_228_800, 503_200]
+    linears = [module for module in hypernet.generator.extractor.modules() if isinstance(module, nn.Linear)]
+    assert sum(linear.weight.numel() for linear in linears) == 290_400
+
+
+def test_the_papers_resnet_generators_have_skips_and_its_widths():
+    config = GeneratorConfig.paper("cifar_resnet32")
+    target = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(64, 10))
+    hypernet = Hypernet(target, latent_dim=100, generator=config)
+    first, last = hypernet.generator.weight_generators
+    assert config.residual
+    assert parameters(first.hidden.linears) + parameters(first.head) == 668_800
+    assert parameters(last.hidden.linears) + parameters(last.head) == 1_166_400
+
+
+def test_the_papers_start_has_a_tenth_of_the_usual_size():
+    torch.manual_seed(0)
+    hypernet = Hypernet(mnist_target(), latent_dim=300, generator=GeneratorConfig.paper("mnist"))
+    weight = hypernet.generator.extractor.head.weight
+    assert weight.std().item() * 300**0.5 == pytest.approx(0.088, abs=0.002)
+    assert weight.abs().max().item() * 300**0.5 <= 0.2 + 1e-6
+    assert hypernet.generator.mean_codes is None
+    assert all(generator.offset is None for generator in hypernet.generator.weight_generators)
+
+
+def statistics(target, hypernet, n=200):
+    weights = hypernet.sample(n).weights
+    for name, parameter in target.named_parameters():
+        yield name, parameter.detach(), weights[name].detach()
+
+
+def test_sampled_weights_start_with_the_statistics_of_the_target():
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 128, 3), nn.Flatten(), nn.Linear(128, 99))
+    nn.init.normal_(target[2].weight, 0.5, 3.0)
+    for name, own, sampled in statistics(target, Hypernet(target)):
+        assert sampled.mean().item() == pytest.approx(own.mean().item(), abs=0.5 * own.std().item() + 0.05), name
+        if own.std() > 0:
+            assert 0.7 < (sampled.std() / own.std()).item() < 1.4, name
+        else:
+            assert 0 < sampled.std() < 0.2, name
+
+
+def test_pretrained_start_stays_near_the_weights():
+    torch.manual_seed(0)
+    target = lenet()
+    hypernet = Hypernet(target, generator=GeneratorConfig.pretrained(0.01))
+    for name, own, sampled in statistics(target, hypernet, 20):
+        assert 0 < (sampled - own).norm(dim=None) < 0.05 * (20**0.5) * own.norm(), name
+
+
+def test_a_bank_of_one_filter_starts_around_the_targets_weights():
+    torch.manual_seed(0)
+    target = nn.Linear(20, 10)
+    hypernet = Hypernet(target)
+    mean = hypernet.sample(4000).weights["weight"].mean(0)
+    correlation = torch.corrcoef(torch.stack([mean.flatten(), target.weight.flatten()]).detach())[0, 1]
+    assert correlation > 0.9
+
+
+def test_the_compact_generator_is_smaller_than_its_target():
+    target = nn.Sequential(nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3), nn.Flatten(), nn.Linear(256, 10))
+    hypernet = Hypernet(target, generator=GeneratorConfig.compact())
+    assert parameters(hypernet) < hypernet.banks.weights / 3
+    hypernet.train()(torch.randn(8, 64, 5, 5)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in hypernet.parameters())
+
+
+def test_components_are_families_of_networks():
+    torch.manual_seed(0)
+    hypernet = Hypernet(lenet(), components=3, samples=7)
+    hypernet.train()(torch.randn(14, 3, 32, 32))
+    counts = torch.bincount(hypernet.population.components, minlength=3)
+    assert counts.sum() == 7
+    assert counts.max() - counts.min() <= 1
+    one = hypernet.sample(5, component=2)
+    assert one.components.tolist() == [2] * 5
+    latents = torch.randn(6, 64)
+    same = hypernet.generate(latents, 1).vectors
+    other = hypernet.generate(latents, 2).vectors
+    inside = (same[:3] - same[3:]).norm(dim=1).mean()
+    across = (same - other).norm(dim=1).mean()
+    assert across > 2 * inside
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "gelu", "tanh"])
+def test_options_of_the_generator(norm, activation):
+    config = GeneratorConfig(norm=norm, activation=activation, hidden=((8, 8), (16,)), residual=True, bias=False)
+    hypernet = Hypernet(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), generator=config)
+    hypernet(torch.randn(8, 3)).square().sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in hypernet.parameters())
+    assert hypernet.generator.weight_generators[1].head.in_features == 16
+
+
+def test_one_sample_a_step_works():
+    hypernet = Hypernet(nn.Linear(3, 2), samples=1)
+    assert torch.isfinite(hypernet(torch.randn(4, 3))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_of_the_target_and_later_conversions_hold(dtype):
+    hypernet = Hypernet(nn.Linear(3, 2).to(dtype))
+    assert hypernet(torch.randn(4, 3, dtype=dtype)).dtype == dtype
+    assert Hypernet(nn.Linear(3, 2)).to(dtype)(torch.randn(4, 3, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("prior", ["normal", "uniform", torch.distributions.Beta(0.5, 0.5)])
+def test_priors(prior):
+    latents = Hypernet(nn.Linear(3, 2), prior=prior, latent_dim=7).sample(4000).latents
+    assert latents.shape == (4000, 7)
+    mean, std = {"normal": (0, 1), "uniform": (0, 3**-0.5)}.get(prior, (0.5, 8**-0.5))
+    assert latents.mean().item() == pytest.approx(mean, abs=0.03)
+    assert latents.std().item() == pytest.approx(std, abs=0.03)
+
+
+def test_a_prior_of_vectors():
+    prior = torch.distributions.MultivariateNormal(torch.arange(3.0), torch.eye(3) * 0.01)
+    latents = Hypernet(nn.Linear(3, 2), prior=prior, latent_dim=3).sample(500).latents
+    assert torch.allclose(latents.mean(0), torch.arange(3.0), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"code_size": 0}, "code_size must be positive"),
+        ({"extractor": "conv"}, "extractor must be one of mlp, matrix, not 'conv'"),
+        ({"activation": "sin", "norm": "group"}, "norm must be one of .*; activation must be one of"),
+        ({"hidden": ((3,), (3,), (3,))}, "lists widths for 3 banks, the target has 1"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        Hypernet(nn.Linear(3, 2), generator=options)
+
+
+def test_paper_presets_are_named():
+    with pytest.raises(ValueError, match="target must be mnist, cifar_lenet or cifar_resnet32"):
+        GeneratorConfig.paper("svhn")
+    with pytest.raises(ValueError, match="components must be 1"):
+        Hypernet(nn.Linear(3, 2), components=2, generator=GeneratorConfig.paper("cifar_lenet"))
+    with pytest.raises(ValueError, match="convert the target to one"):
+        Hypernet(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()))

@@ -1,0 +1,241 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_hypernet import Hypernet
+
+
+def convnet():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_the_same_latents_give_the_same_networks():
+    torch.manual_seed(0)
+    hypernet = Hypernet(mlp(), components=2).train()
+    latents, components = torch.randn(5, 64), torch.tensor([0, 1, 0, 1, 1])
+    together = hypernet.generate(latents, components)
+    alone = hypernet.generate(latents[1:2], 1)
+    assert torch.allclose(together.vectors[1], alone.vectors[0], atol=1e-6)
+    assert torch.equal(together.vectors, hypernet.generate(latents, components).vectors)
+    assert hypernet.generator.training
+
+
+def test_random_numbers_are_its_own():
+    torch.manual_seed(3)
+    one, other = Hypernet(mlp()), Hypernet(mlp())
+    torch.manual_seed(4)
+    third = Hypernet(mlp())
+    state = torch.get_rng_state()
+    draws = [hypernet.sample(4).latents for hypernet in (one, other, third)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], one.sample(4).latents)
+
+
+def test_ranks_draw_different_networks(monkeypatch):
+    torch.manual_seed(0)
+    hypernets = [Hypernet(mlp()) for _ in range(2)]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    draws = []
+    for rank, hypernet in enumerate(hypernets):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None, rank=rank: rank)
+        draws.append(hypernet.sample(3).latents)
+    assert torch.equal(hypernets[0].member_latents, hypernets[1].member_latents)
+    assert not torch.equal(*draws)
+
+
+def test_the_state_continues_the_random_numbers():
+    torch.manual_seed(0)
+    hypernet = Hypernet(convnet())
+    hypernet.sample(2)
+    state = copy.deepcopy(hypernet.state_dict())
+    expected = hypernet.sample(3).vectors
+    torch.manual_seed(1)
+    other = Hypernet(convnet())
+    other.load_state_dict(state)
+    assert torch.equal(other.sample(3).vectors, expected)
+
+
+def test_one_population_a_step():
+    hypernet = Hypernet(mlp(), samples=3).train()
+    x = torch.randn(6, 4)
+    with hypernet.step():
+        first = hypernet(x)
+        drawn = hypernet.population
+        assert torch.equal(hypernet(x), first)
+        hypernet(torch.randn(2, 4))
+        assert hypernet.population is drawn
+    assert hypernet.population is None
+    assert not torch.equal(hypernet(x), hypernet(x))
+    assert hypernet.population is not None
+
+
+def test_evaluation_joins_fixed_members():
+    torch.manual_seed(0)
+    hypernet = Hypernet(mlp(), members=5, components=5).eval()
+    x = torch.randn(6, 4)
+    members = hypernet.materialize(hypernet.member_population())
+    mean = torch.stack([member(x) for member in members]).mean(0)
+    assert torch.allclose(hypernet(x), mean, atol=1e-6)
+    assert torch.equal(hypernet(x), hypernet(x))
+    assert sorted(hypernet.member_components.tolist()) == [0, 1, 2, 3, 4]
+    hypernet.reduce = None
+    assert hypernet(x).shape == (5, 6, 3)
+
+
+def test_evaluation_follows_changes_of_the_generator():
+    hypernet = Hypernet(mlp()).eval()
+    x = torch.randn(6, 4)
+    with torch.no_grad():
+        before = hypernet(x)
+        assert torch.equal(hypernet(x), before)
+        next(hypernet.generator.parameters()).add_(1.0)
+        after = hypernet(x)
+        assert not torch.equal(after, before)
+        hypernet.load_state_dict(Hypernet(mlp()).state_dict())
+        assert not torch.equal(hypernet(x), after)
+
+
+def test_evaluation_is_differentiable_by_inputs_and_generator():
+    hypernet = Hypernet(mlp()).eval()
+    with torch.inference_mode():
+        hypernet(torch.randn(6, 4))
+    x = torch.randn(6, 4, requires_grad=True)
+    hypernet(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert hypernet.generator.mean_codes.grad.abs().sum() > 0
+
+
+def test_attributes_and_methods_of_the_target():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size = 5
+            self.inner = nn.Linear(4, 5)
+
+        def features(self, x):
+            return self.inner(x)
+
+        def zeros(self, n):
+            return next(self.parameters()).new_zeros(n, self.size)
+
+        def freeze(self):
+            self.size = 7
+
+        def forward(self, x):
+            return self.features(x).relu()
+
+    hypernet = Hypernet(Model(), samples=2).train()
+    x = torch.randn(4, 4)
+    assert hypernet.size == 5
+    assert hypernet.inner.in_features == 4
+    with hypernet.step():
+        assert torch.equal(hypernet.features(x).relu(), hypernet(x))
+        assert hypernet.zeros(3).shape == (3, 5)
+    with pytest.raises(RuntimeError, match="Model.freeze returns nothing"):
+        hypernet.freeze()
+    with pytest.raises(AttributeError, match="'Hypernet' object has no attribute 'nothing'"):
+        hypernet.nothing  # noqa: B018
+
+
+def test_norm_statistics_of_members_and_samples():
+    torch.manual_seed(0)
+    hypernet = Hypernet(convnet(), members=3)
+    loader = [(torch.randn(16, 1, 8, 8) + 2, torch.zeros(16)) for _ in range(3)]
+    with pytest.warns(UserWarning, match="never estimated; call hypernet.calibrate"):
+        hypernet.eval()(loader[0][0])
+    hypernet.calibrate(loader)
+    population = hypernet.member_population()
+    for index, module in enumerate(hypernet.materialize(population)):
+        fresh = hypernet.executor.materialize({name: value[index] for name, value in population.weights.items()})
+        fresh[3].p = 0.0
+        torch.optim.swa_utils.update_bn(loader, fresh)
+        assert torch.allclose(fresh[1].running_mean, module[1].running_mean, atol=1e-5)
+        assert torch.allclose(fresh[1].running_var, module[1].running_var, atol=1e-5)
+    assert torch.equal(hypernet.target[1].running_mean, torch.zeros(4))
+    other = Hypernet(convnet(), members=3)
+    other.load_state_dict(hypernet.state_dict())
+    assert torch.allclose(other.eval()(loader[0][0]), hypernet.eval()(loader[0][0]))
+
+
+def test_training_inputs_calibrate_what_is_sampled():
+    torch.manual_seed(0)
+    hypernet = Hypernet(convnet(), samples=2)
+    for _ in range(3):
+        hypernet(torch.randn(16, 1, 8, 8) + 2)
+    (module,) = hypernet.eval().materialize(hypernet.sample(1))
+    assert module[1].running_mean.abs().sum() > 0
+    assert module[1].num_batches_tracked == 3
+
+
+def test_an_empty_loader():
+    with pytest.raises(ValueError, match="no batch came to estimate norm statistics from"):
+        Hypernet(convnet()).calibrate([])
+
+
+def test_copies_and_pickles():
+    torch.manual_seed(0)
+    hypernet = Hypernet(mlp()).train()
+    x = torch.randn(8, 4)
+    hypernet(x)
+    for other in (copy.deepcopy(hypernet), pickle.loads(pickle.dumps(hypernet))):
+        assert other.population is None
+        assert torch.equal(other.eval()(x), hypernet.eval()(x))
+        assert other.target is other.executor.target
+
+
+def test_the_user_keeps_the_target():
+    target = mlp()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    hypernet = Hypernet(target).train()
+    hypernet(torch.randn(8, 4)).sum().backward()
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    assert not {name for name, _ in hypernet.named_parameters() if name.startswith("target")}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: h.sample(0), "n must be 1 or more, not 0"),
+        (lambda h: h.ensemble(-1), "n must be 1 or more, not -1"),
+        (lambda h: h.generate(torch.randn(3, 5)), r"latents must be \(n, 64\) with n > 0, not \(3, 5\)"),
+        (lambda h: h.generate(torch.randn(64)), r"latents must be \(n, 64\) with n > 0, not \(64,\)"),
+        (lambda h: h.generate(torch.randn(0, 64)), "with n > 0"),
+        (lambda h: h.sample(3, component=2), "components must lie in 0 to 1, not .2."),
+    ],
+)
+def test_bad_calls(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Hypernet(mlp(), components=2))
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match="samples must be 1 or more, not 0; members must be 1 or more, not -2; prior must be"):
+        Hypernet(mlp(), samples=0, members=-2, prior="cauchy")
+    with pytest.raises(ValueError, match="reduce must be one of"):
+        Hypernet(mlp(), reduce="sum")
+    with pytest.raises(TypeError, match="the target is a Hypernet already"):
+        Hypernet(Hypernet(mlp()))
+    with pytest.raises(RuntimeError, match="needs a diversity"):
+        Hypernet(mlp()).diversity_loss()
+    with pytest.raises(TypeError, match="indexed by a slice or a tensor"):
+        Hypernet(mlp()).sample(2)[0]
+
+
+def test_parts_of_a_population():
+    hypernet = Hypernet(mlp(), components=2)
+    population = hypernet.sample(6)
+    chosen = population[population.components == 1]
+    assert len(chosen) == 3
+    assert torch.equal(chosen.vectors, population.vectors[population.components == 1])
+    assert torch.equal(population[1:3].vectors, population.vectors[1:3])

@@ -6,7 +6,6 @@ themselves. About a minute on two cores.
 
 import argparse
 import logging
-import math
 import time
 import warnings
 from pathlib import Path
@@ -28,6 +27,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from lightning_hypernet import HypernetCallback
 
 CLASSES = 10
+BATCH = 128
 
 
 class Classifier(pl.LightningModule):
@@ -71,7 +71,7 @@ def load() -> tuple[TensorDataset, Tensor, Tensor]:
     return TensorDataset(x_train, y_train), x_test, y_test
 
 
-def train(module: Classifier, data: TensorDataset, epochs: int, batch_size: int, callbacks: list[pl.Callback]) -> None:
+def train(module: Classifier, data: TensorDataset, epochs: int, callbacks: list[pl.Callback]) -> None:
     """Fit the module, with a progress bar and nothing else."""
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -79,9 +79,9 @@ def train(module: Classifier, data: TensorDataset, epochs: int, batch_size: int,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[RichProgressBar(leave=True), *callbacks],
+        callbacks=[RichProgressBar(), *callbacks],
     )
-    trainer.fit(module, DataLoader(data, batch_size, shuffle=True, drop_last=True))
+    trainer.fit(module, DataLoader(data, BATCH, shuffle=True, drop_last=True))
 
 
 def score(probabilities: Tensor, labels: Tensor) -> tuple[float, float, float]:
@@ -153,13 +153,8 @@ def draw(callback: HypernetCallback, accuracies: Tensor, ensemble: float, folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--components", type=int, default=4)
-    parser.add_argument("--diversity", default="entropy")
-    parser.add_argument("--weight", type=float, default=1e-3)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path())
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder of the pictures")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -168,24 +163,20 @@ def main() -> None:
 
     pl.seed_everything(options.seed, verbose=False)
     single = Classifier(lr=3e-3)
-    train(single, data, options.epochs, 128, [])
+    train(single, data, options.epochs, [])
 
     pl.seed_everything(options.seed, verbose=False)
-    module = Classifier(lr=options.lr)
-    callback = HypernetCallback(
-        target="model",
-        diversity={options.diversity: options.weight},
-        components=options.components,
-        samples=options.samples,
-    )
-    train(module, data, options.epochs, 128, [callback])
+    module = Classifier(lr=4e-3)
+    callback = HypernetCallback(target="model", diversity={"entropy": 1e-3}, components=6, generator={"hidden": (128, 128)})
+    train(module, data, options.epochs, [callback])
 
     table, accuracies, ensemble = compare(single, callback, images, labels)
     console = Console()
     console.print(table)
     for path in draw(callback, accuracies, ensemble, options.out):
         console.print(f"wrote {path}")
-    console.print(f"{time.perf_counter() - start:.0f} s, {math.prod((options.epochs, len(data) // 128, 128)):,} images seen by each")
+    images_seen = options.epochs * (len(data) // BATCH) * BATCH
+    console.print(f"{time.perf_counter() - start:.0f} s; both trainings saw {images_seen:,} images")
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ class HypernetCallback(_Base):
         if found is None:
             names = [name for name, _ in pl_module.named_modules() if name]
             raise ValueError(
-                f"{type(pl_module).__name__} has no module {self.target!r}; set target to one of {', '.join(names[:10])}, or to "
-                "'.' for its own forward"
+                f"{type(pl_module).__name__} has no module {self.target!r}; set target to one of {', '.join(names[:10])}, or "
+                "to '.' for its own forward"
             )
         if isinstance(found, Hypernet):
             self._hypernet = found
@@ -149,11 +149,16 @@ class HypernetCallback(_Base):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wrap `training_step`, and see that the optimizers have the generator's parameters."""
-        trained = {id(parameter) for optimizer in trainer.optimizers for group in optimizer.param_groups for parameter in group["params"]}
+        trained = {
+            id(parameter)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         if not all(id(parameter) in trained for parameter in self.hypernet.parameters() if parameter.requires_grad):
             warnings.warn(
-                f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {self.target!r}; build them in "
-                "configure_optimizers from self.parameters()",
+                f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {self.target!r}; build them "
+                "in configure_optimizers from self.parameters()",
                 stacklevel=2,
             )
         self._step = vars(pl_module).get("training_step")
@@ -196,7 +201,7 @@ class HypernetCallback(_Base):
                     loss = loss + diversity.total(values)
                     for name, value in values.items():
                         pl_module.log(f"hypernet/{name}", value.detach())
-                if trainer.global_step % trainer.log_every_n_steps == 0:
+                if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                     pl_module.log("hypernet/member_distance", hypernet.population.distance())
                 return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
@@ -216,12 +221,16 @@ class HypernetCallback(_Base):
         self._calibrate()
 
     def _calibrate(self) -> None:
-        if self.hypernet.has_recent_inputs:
+        if self.hypernet.stale:
             self.hypernet.calibrate()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the plain recipe that `Hypernet.from_checkpoint` reads."""
+        """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
         prefix = "hypernet." if self.target == "." else f"{self.target}."
+        if self.hypernet.stale:
+            self.hypernet.calibrate()
+            state = self.hypernet.state_dict()
+            checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
         checkpoint.setdefault("hypernet", {})[self.target] = {"prefix": prefix, "options": self.hypernet.options}
 
 
@@ -242,14 +251,12 @@ def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
     ]
     if shared:
         raise ValueError(
-            f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target that "
-            "holds both, or '.'"
+            f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target "
+            "that holds both, or '.'"
         )
 
 
-def _manual(
-    hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def _manual(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     hypernet.diversity_read = False
     try:
         result = step(*args, **kwargs)
@@ -257,8 +264,8 @@ def _manual(
         hypernet.population = None
     if diversity.losses and not hypernet.diversity_read:
         raise RuntimeError(
-            "under manual optimization the diversity losses can't be added for you; add hypernet.diversity_loss() of the target "
-            "to the loss in training_step"
+            "under manual optimization the diversity losses can't be added for you; add hypernet.diversity_loss() of the "
+            "target to the loss in training_step"
         )
     return result
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_hypernet.execution import Arguments, Executor, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.execution import Executor
 from lightning_hypernet.population import StackedTensors
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
@@ -63,9 +63,7 @@ class Ensemble(nn.Module):
     def members(self, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
         """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""
         arguments = Arguments(args, kwargs)
-        return stack(
-            self.executor.run(self.weights.tensors(), arguments, self.statistics.tensors(), chunk_size=chunk_size)
-        )
+        return stack(self.executor.run(self.weights.tensors(), arguments, self.statistics.tensors(), chunk_size=chunk_size))
 
     def calibrate(self, loader: Iterable[Any], batches: int | None = None) -> None:
         """Estimate the norm statistics of every member, in one pass for all.
@@ -186,7 +184,12 @@ class Ensemble(nn.Module):
         executor = Executor(target, content["aliases"], content["execution"])
         executor.target.load_state_dict(groups["target"])
         return cls(
-            executor, groups["weights"], groups["statistics"], tensors["latents"], tensors["components"], content["reduce"]
+            executor,
+            groups["weights"],
+            groups["statistics"],
+            tensors["latents"],
+            tensors["components"],
+            content["reduce"],
         )
 
 

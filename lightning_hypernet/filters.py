@@ -14,10 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
-
-from lightning_hypernet.hookspecs import hookimpl
+from torch.nn.modules.conv import _ConvNd
 
 
 @dataclass(frozen=True)
@@ -73,97 +70,11 @@ Rule = Callable[[nn.Module], Iterable[Sequence[Slot]]]
 """Reads the own parameters of one module as banks: each bank is a sequence of slots with equal numbers of filters."""
 
 
-def rows(module: nn.Module, *names: str) -> list[Slot]:
-    """One filter for each row of the named parameters; a parameter that is None or absent is passed over.
+LAYERS = (nn.Linear, _ConvNd)
+"""Layers whose output units a norm layer behind them may scale."""
 
-    Where `torch.nn.utils.parametrize` replaced a parameter, the tensors it is computed from stand in for it, as far as they
-    have as many rows.
-
-    Args:
-        module: Module that owns the parameters.
-        names: Names of parameters with equal numbers of rows.
-
-    Returns:
-        One slot a parameter.
-    """
-    slots = []
-    count = None
-    for name in names:
-        for path, tensor in _originals(module, name):
-            count = tensor.shape[0] if count is None and tensor.ndim else count
-            if tensor.ndim and tensor.shape[0] == count:
-                slots.append(Slot(path, tuple(tensor.shape), tuple(tensor.shape)))
-    return slots
-
-
-def _originals(module: nn.Module, name: str) -> list[tuple[str, Tensor]]:
-    if parametrize.is_parametrized(module, name):
-        originals = module.parametrizations[name]  # type: ignore[index]
-        return [(f"parametrizations.{name}.{key}", value) for key, value in originals.named_parameters(recurse=False)]
-    parameter = module._parameters.get(name)
-    return [] if parameter is None else [(name, parameter)]
-
-
-def _layer(module: nn.Module) -> list[list[Slot]]:
-    return [rows(module, "weight", "bias")]
-
-
-def _conv_transpose(module: nn.Module) -> list[list[Slot]]:
-    """The weight is ``(in, out / groups, *kernel)``: output unit ``g * out / groups + j`` reads the inputs of group g."""
-    assert isinstance(module, _ConvTransposeNd)
-    slots = []
-    for slot in rows(module, "weight"):
-        inputs, outputs, *kernel = slot.shape
-        if inputs == module.in_channels and outputs == module.out_channels // module.groups:
-            view = (module.groups, inputs // module.groups, outputs, *kernel)
-            slots.append(replace(slot, view=view, axes=(0, 2)))
-    return [slots + [slot for slot in rows(module, "bias") if slot.shape[0] == module.out_channels]]
-
-
-def _norm(module: nn.Module) -> list[list[Slot]]:
-    weight = module._parameters.get("weight")
-    return [rows(module, "weight", "bias")] if weight is not None and weight.ndim == 1 else []
-
-
-def _attention(module: nn.Module) -> list[list[Slot]]:
-    """Query, key and value are three banks, whether their projections are packed into one parameter or not."""
-    assert isinstance(module, nn.MultiheadAttention)
-    units = module.embed_dim
-    banks: list[list[Slot]] = []
-    for index, name in enumerate(("q_proj_weight", "k_proj_weight", "v_proj_weight")):
-        bank = rows(module, name)
-        for slot in rows(module, "in_proj_weight") + rows(module, "in_proj_bias"):
-            shape = (units, *slot.shape[1:])
-            bank.append(replace(slot, shape=shape, view=shape, start=index * units))
-        banks.append(bank)
-    return banks
-
-
-def _recurrent(module: nn.Module) -> list[list[Slot]]:
-    """A filter is a gate of a unit: its row of every weight and bias of one layer and direction."""
-    suffixes = dict.fromkeys(name[len("weight_ih") :] for name in module._parameters if name.startswith("weight_ih"))
-    banks = []
-    for suffix in suffixes:
-        banks.append(rows(module, *(f"{kind}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))))
-        banks.append(rows(module, f"weight_hr{suffix}"))
-    return banks
-
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_LAYERS = (nn.Linear, _ConvNd)
-
-
-@hookimpl
-def hypernet_register_filters(register: Callable[[type[nn.Module], Rule], None]) -> None:
-    """Register the rules of torch's own layers."""
-    for layer in (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag):
-        register(layer, _layer)
-    register(_ConvTransposeNd, _conv_transpose)
-    register(nn.MultiheadAttention, _attention)
-    for recurrent in (nn.RNNBase, nn.RNNCellBase):
-        register(recurrent, _recurrent)
-    for norm in _NORMS:
-        register(norm, _norm)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Layers whose scale and shift may ride with the filters in front of them."""
 
 
 @dataclass(frozen=True)
@@ -358,9 +269,7 @@ def _check(
         raise ValueError("; ".join(problems))
 
 
-def _left_alone(
-    parameter: nn.Parameter, names: Sequence[str], generate: Sequence[str], exclude: Sequence[str]
-) -> str | None:
+def _left_alone(parameter: nn.Parameter, names: Sequence[str], generate: Sequence[str], exclude: Sequence[str]) -> str | None:
     def matches(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
@@ -387,13 +296,11 @@ def _read(
     for path, module in target.named_modules():
         rule = next((rules[cls] for cls in type(module).__mro__ if cls in rules), None)
         found = []
-        layer = isinstance(module, _LAYERS)
+        layer = isinstance(module, LAYERS)
         for slots in rule(module) if rule else ():
             bound = [replace(slot, parameter=_path(path, slot.parameter)) for slot in slots]
             free = [slot for slot in bound if canonical.get(slot.parameter, slot.parameter) not in taken]
-            kept = tuple(
-                replace(slot, parameter=canonical[slot.parameter]) for slot in free if slot.parameter in canonical
-            )
+            kept = tuple(replace(slot, parameter=canonical[slot.parameter]) for slot in free if slot.parameter in canonical)
             if kept:
                 found.append(FilterBank(path or type(module).__name__, kept, layer))
         if len(found) > 1:
@@ -452,12 +359,12 @@ def _norms_behind_layers(target: nn.Module) -> Iterator[tuple[str, str]]:
     for path, module in target.named_modules():
         layer = None
         for name, child in module.named_children():
-            if isinstance(child, _NORMS):
+            if isinstance(child, NORMS):
                 plain = isinstance(module, nn.Sequential) or isinstance(child, _NormBase)
                 if layer is not None and plain:
                     yield _path(path, name), layer
                 layer = None
-            elif isinstance(child, _LAYERS):
+            elif isinstance(child, LAYERS):
                 layer = _path(path, name)
             elif not isinstance(child, (nn.Identity, nn.modules.dropout._DropoutNd)):
                 layer = None

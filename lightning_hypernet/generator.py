@@ -69,7 +69,11 @@ class GeneratorConfig:
         widths = [width for entry in self.hidden for width in ([entry] if isinstance(entry, int) else entry)]
         sizes = {"code_size": [self.code_size], "rank": [self.rank], "hidden": widths}
         problems = [f"{name} must be positive, not {values}" for name, values in sizes.items() if min(values, default=1) < 1]
-        choices = {"extractor": _EXTRACTORS, "start": ("mean_code", "pretrained", "paper"), "norm": ("batch", "layer", "none")}
+        choices = {
+            "extractor": _EXTRACTORS,
+            "start": ("mean_code", "pretrained", "paper"),
+            "norm": ("batch", "layer", "none"),
+        }
         choices["activation"] = _ACTIVATIONS
         problems += [
             f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
@@ -148,7 +152,8 @@ class _Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         if self.training and len(flat) > 1:
-            return self.inner(flat).reshape(x.shape)
+            normal: Tensor = self.inner(flat)
+            return normal.reshape(x.shape)
         norm = self.inner
         return F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps).reshape(
             x.shape
@@ -233,9 +238,7 @@ class MatrixExtractor(Extractor):
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Map latents ``(S, latent_dim)`` to codes, one ``(S, filters, code_size)`` for every bank."""
         inner = self.head(self.hidden(latents)).reshape(len(latents), -1, self.rank, self.rank)
-        return [
-            left @ middle @ right for left, middle, right in zip(self.left, inner.unbind(1), self.right, strict=True)
-        ]
+        return [left @ middle @ right for left, middle, right in zip(self.left, inner.unbind(1), self.right, strict=True)]
 
 
 _EXTRACTORS: dict[str, type[Extractor]] = {"mlp": MLPExtractor, "matrix": MatrixExtractor}
@@ -374,7 +377,7 @@ class Generator(nn.Module):
 
     def codes(self, latents: Tensor, components: Tensor) -> list[Tensor]:
         """Map latents ``(S, latent_dim)`` and components ``(S,)`` to codes, one ``(S, filters, code_size)`` for every bank."""
-        codes = self.extractor(latents)
+        codes: list[Tensor] = self.extractor(latents)
         if self.mean_codes is None:
             return codes
         means = self.mean_codes[components].split([bank.filters for bank in self.banks], dim=1)
@@ -392,5 +395,5 @@ class Generator(nn.Module):
         """
         codes = self.codes(latents, components)
         filters = [generate(code, components) for generate, code in zip(self.weight_generators, codes, strict=True)]
-        dtype = self.weight_generators[0].center.dtype
+        dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in self.banks.assemble(filters).items()}

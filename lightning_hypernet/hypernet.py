@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import inspect
 import itertools
-import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,21 +15,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, distributed, nn
 
+from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.execution import (
-    Arguments,
-    ExecutionMode,
-    Executor,
-    Reduction,
-    Tensors,
-    inputs_of,
-    reduce_outputs,
-    stack,
-)
+from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import find_filters
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
+from lightning_hypernet.prior import Prior
 
 _CALIBRATION_EXAMPLES = 2048
 
@@ -106,8 +98,6 @@ class Hypernet(nn.Module):
         super().__init__()
         counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
-        if isinstance(prior, str) and prior not in ("normal", "uniform"):
-            problems.append(f"prior must be 'normal', 'uniform' or a distribution, not {prior!r}")
         if reduce not in get_args(Reduction):
             problems.append(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
         if problems:
@@ -125,11 +115,10 @@ class Hypernet(nn.Module):
             "reduce": reduce,
         }
         self.latent_dim, self.components, self.samples = latent_dim, components, samples
-        self.prior, self.reduce = prior, reduce
+        self.prior = Prior(prior, latent_dim, components)
+        self.reduce = reduce
         self.gauge: Callable[[Tensors], Tensors] = gauge or identity
-        self.banks = find_filters(
-            target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit
-        )
+        self.banks = find_filters(target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit)
         named = dict(target.named_parameters(remove_duplicate=False))
         initial = {name: named[name] for name in self.banks.shapes}
         self.executor = Executor(target, self.banks.aliases, execution)
@@ -140,8 +129,7 @@ class Hypernet(nn.Module):
         self.diversity: nn.Module | None = None
         self.population: Population | None = None
         self.diversity_read = False
-        self._in_step = False
-        self._seed, self._draws = torch.initial_seed() % 2**62, 0
+        self._in_step = self._stale = False
         self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
@@ -172,11 +160,11 @@ class Hypernet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
-        return {**self.__dict__, "population": None, "_members": None, "_recent": deque()}
+        return {**self.__dict__, "population": None, "_members": None, "_recent": deque(), "_stale": False}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._members = None
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Hypernet:
         """Set the mode; the members are drawn anew from the generator as it is when evaluation begins."""
@@ -185,32 +173,18 @@ class Hypernet(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The state of the random generator: seed and number of draws."""
-        return torch.tensor([self._seed, self._draws])
+        return torch.tensor([self.prior.seed, self.prior.draws])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Continue the random numbers of a checkpoint, bit for bit."""
-        self._seed, self._draws = map(int, state)
+        self.prior.seed, self.prior.draws = map(int, state)
 
     # Sampling
 
     def _draw(self, n: int, component: int | None = None) -> tuple[Tensor, Tensor]:
-        """Draw latents from the prior: seeded by the Hypernet's seed, the number of the draw and the rank."""
-        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-        seed = random.Random(f"{self._seed}-{self._draws}-{rank}").getrandbits(62)
-        self._draws += 1
+        latents, components = self.prior.draw(n, component)
         reference = next(self.generator.parameters())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if isinstance(self.prior, torch.distributions.Distribution):
-                vector = self.prior.batch_shape + self.prior.event_shape
-                latents = self.prior.sample(torch.Size((n,) if vector else (n, self.latent_dim)))
-            elif self.prior == "uniform":
-                latents = torch.rand(n, self.latent_dim) * 2 - 1
-            else:
-                latents = torch.randn(n, self.latent_dim)
-            order = torch.randperm(self.components).repeat(n // self.components + 1)[:n]
-        chosen = order if component is None else torch.full((n,), component)
-        return latents.to(reference), chosen.to(reference.device)
+        return latents.to(reference), components.to(reference.device)
 
     def generate(self, latents: Tensor, components: Tensor | int = 0) -> Population:
         """Map latents to networks; the same latents always give the same networks.
@@ -319,7 +293,8 @@ class Hypernet(nn.Module):
         return self._call("forward", args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = Arguments(args, kwargs, self.samples if self.training else None)
+        smallest = 2 if self.executor.statistics else 1
+        arguments = Arguments(args, kwargs, self.samples if self.training else None, smallest)
         if self.training:
             population = self._training_population(arguments)
             if method == "forward" and self.executor.statistics:
@@ -333,6 +308,7 @@ class Hypernet(nn.Module):
 
     def _remember(self, arguments: Arguments) -> None:
         """Keep the last training inputs, as many as norm statistics need."""
+        self._stale = True
         self._recent.append(arguments.head(arguments.batch))
         while sum(one.batch for one in self._recent) - self._recent[0].batch >= _CALIBRATION_EXAMPLES:
             self._recent.popleft()
@@ -379,9 +355,9 @@ class Hypernet(nn.Module):
     # Norm statistics
 
     @property
-    def has_recent_inputs(self) -> bool:
-        """Whether there are training inputs that `calibrate` can read."""
-        return bool(self._recent)
+    def stale(self) -> bool:
+        """Whether training went on since the norm statistics of the members were estimated."""
+        return self._stale
 
     def calibrate(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
@@ -409,7 +385,7 @@ class Hypernet(nn.Module):
                         distributed.all_reduce(value.div_(distributed.get_world_size()))
             self.member_statistics.update(statistics)
             self.calibrated.fill_(True)
-        self._members = None
+        self._members, self._stale = None, False
 
     def _ensure_statistics(self, population: Population) -> None:
         if not self.executor.statistics or population.buffers:
@@ -492,8 +468,10 @@ class Hypernet(nn.Module):
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else (
-        {key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+    return (
+        [_plain(entry) for entry in value]
+        if isinstance(value, (tuple, list))
+        else ({key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value)
     )
 
 

@@ -14,14 +14,12 @@ from typing import Any
 import pluggy
 from torch import nn
 
-from lightning_hypernet import diversity, filters, hookspecs
+from lightning_hypernet import diversity, hookspecs, layers
 from lightning_hypernet.diversity import DiversityLoss, WeightedDiversity
 from lightning_hypernet.filters import Rule
 
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
-
-_BUILT_IN = {"lightning_hypernet.diversity": diversity, "lightning_hypernet.filters": filters}
 
 
 class PluginError(ValueError):
@@ -56,17 +54,17 @@ class Plugins:
         self.rules: dict[type[nn.Module], Rule] = {}
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        for name, plugin in _BUILT_IN.items():
-            self._manager.register(plugin, name)
+        for built_in in (diversity, layers):
+            self._manager.register(built_in, built_in.__name__)
         self._load_installed()
         for plugin in given:
             name = getattr(plugin, "__name__", type(plugin).__name__)
             with _named(name):
                 self._manager.register(plugin, name)
                 self._manager.check_pending()
-        for name, plugin in self._manager.list_name_plugin():
+        for name, registered in self._manager.list_name_plugin():
             with _named(name):
-                self._collect(plugin)
+                self._collect(registered)
 
     def _load_installed(self) -> None:
         names = [entry.name for entry in entry_points(group=hookspecs.PROJECT)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.execution import Arguments
+from lightning_hypernet.arguments import Arguments
 from lightning_hypernet.filters import FilterBanks
 
 

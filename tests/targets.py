@@ -129,7 +129,8 @@ KINDS = {
     "conv3d": Kind(lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.InstanceNorm3d(3, affine=True)), images(1, 3, 3, 3)),
     "grouped_conv": Kind(lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.GroupNorm(2, 8)), images(4, 5, 5)),
     "transposed_conv": Kind(
-        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(6, 2, 2)), images(4, 3, 3)
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(6, 2, 2)),
+        images(4, 3, 3),
     ),
     "embedding": Kind(
         lambda: nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(24, 3)),

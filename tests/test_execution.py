@@ -3,9 +3,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.execution import Arguments, reduce_outputs
+from lightning_hypernet.arguments import Arguments, reduce_outputs
 from tests.targets import BATCH, KINDS, leaves
 
 
@@ -129,7 +130,7 @@ def test_the_target_is_left_as_it_was(execution, fail):
     try:
         hypernet(torch.randn(8, 3), fail=fail)
     except RuntimeError as error:
-        assert fail and str(error) == "stopped"  # noqa: PT017
+        assert fail and str(error) == "stopped"
     assert all(torch.equal(before[name], value) for name, value in target.named_buffers())
     assert weights == {name: module._parameters for name, module in target.named_modules()}
     assert target.cache is None
@@ -159,6 +160,19 @@ def test_outputs_come_in_the_order_of_the_inputs(execution, batch):
     everything = hypernet.run(hypernet.population, x)
     part = [index for index, rows in enumerate(torch.arange(batch).tensor_split(min(batch, 4))) for _ in rows]
     assert torch.allclose(output, everything[part, range(batch)], atol=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(2, [2]), (5, [3, 2]), (9, [3, 2, 2, 2])])
+def test_norm_layers_get_two_examples_or_more(batch, parts):
+    """The last, incomplete batch of an epoch must not stop a target with batch norm."""
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.BatchNorm1d(3), samples=4).double().train()
+    x = torch.randn(batch, 3, dtype=torch.float64)
+    output = hypernet(x)
+    weights = hypernet.population.weights
+    for index, (ours, part) in enumerate(zip(output.split(parts), x.split(parts), strict=True)):
+        expected = F.batch_norm(part, None, None, weights["weight"][index], weights["bias"][index], training=True)
+        assert torch.allclose(ours, expected, atol=1e-12)
 
 
 def test_states_of_recurrent_layers_are_dealt_along_their_second_axis():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_hypernet import Hypernet, hookimpl
-from lightning_hypernet.filters import Slot, find_filters, rows
+from lightning_hypernet.filters import Slot, find_filters
+from lightning_hypernet.layers import rows
 from lightning_hypernet.plugins import PluginError, Plugins
 from tests.targets import KINDS, Tied
 
@@ -40,7 +41,11 @@ def test_every_parameter_has_a_place(kind):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    groups=st.integers(1, 3), inputs=st.integers(1, 3), outputs=st.integers(1, 3), kernel=st.integers(1, 3), bias=st.booleans()
+    groups=st.integers(1, 3),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    kernel=st.integers(1, 3),
+    bias=st.booleans(),
 )
 def test_a_filter_makes_exactly_one_output_unit(groups, inputs, outputs, kernel, bias):
     """Changing filter u changes output channel u and no other, for plain and transposed grouped convolutions."""
@@ -76,7 +81,12 @@ def test_norm_behind_an_activation_is_a_bank_of_its_own():
 
 def test_packed_attention_is_three_banks():
     banks = list(banks_of(nn.MultiheadAttention(8, 2), merge=()))
-    assert [bank.name for bank in banks] == ["MultiheadAttention[0]", "MultiheadAttention[1]", "MultiheadAttention[2]", "out_proj"]
+    assert [bank.name for bank in banks] == [
+        "MultiheadAttention[0]",
+        "MultiheadAttention[1]",
+        "MultiheadAttention[2]",
+        "out_proj",
+    ]
     assert [slot.start for bank in banks[:3] for slot in bank.slots] == [0, 0, 8, 8, 16, 16]
     assert [bank.filter_size for bank in banks] == [9] * 4
 

@@ -20,7 +20,7 @@ class DiversityLoss(nn.Module, ABC):
 
     default_weight: ClassVar[float] = 1e-3
 
-    def prepare(self, population: Population) -> None:  # noqa: B027
+    def prepare(self, population: Population) -> None:
         """See a first population before the optimizer exists; a loss builds here what depends on sizes."""
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_hypernet.arguments import reduce_outputs
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
 
@@ -47,11 +47,7 @@ class EnsembleLoss(DiversityLoss):
     def forward(self, population: Population) -> Tensor:
         """Map a population with targets to the loss of its joined prediction."""
         outputs, targets = population.outputs, population.output_targets
-        if self.join == "mean":
-            joined = outputs.mean(0)
-        else:
-            joined = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
-        loss = self.loss(joined, targets)
+        loss = self.loss(reduce_outputs(outputs, self.join), targets)
         if self.relative:
             loss = loss - torch.stack([self.loss(output, targets) for output in outputs.unbind(0)]).mean()
         return loss

@@ -18,10 +18,10 @@ class MutualInformation(DiversityLoss):
 
     .. math:: I(z; \theta) \geq \mathbb{E} \log q(z \mid \theta) + H(z)
 
-    q is trained with the generator, by one optimizer. A continuous z is recovered as a Gaussian whose deviations are learnt; with
-    ``latent="component"`` the component is recovered as a category. The constant H(z) is left out for the former; the latter
-    gives minus the bound itself, whose least value is minus log(components). The bound tells what q can decode: read it beside
-    the disagreement of the members, never as the diversity itself.
+    q is trained with the generator, by one optimizer. A continuous z is recovered as a Gaussian whose deviations are learnt;
+    with ``latent="component"`` the component is recovered as a category. The constant H(z) is left out for the former; the
+    latter gives minus the bound itself, whose least value is minus log(components). The bound tells what q can decode: read
+    it beside the disagreement of the members, never as the diversity itself.
 
     Args:
         reads: ``"weights"``, gauge-fixed, or ``"outputs"``, on the Hypernet's `example_inputs`, which must be given.
@@ -87,7 +87,7 @@ class MutualInformation(DiversityLoss):
         features = self._features(population)
         if not self.q:
             raise ValueError("mutual_information has not seen a population yet; call prepare(population) first")
-        guess = self.q(features + self.noise * torch.randn_like(features))
+        guess: Tensor = self.q(features + self.noise * torch.randn_like(features))
         if self.latent == "component":
             return F.cross_entropy(guess, population.components) - math.log(population.n_components)
         assert self.log_std is not None

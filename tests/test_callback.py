@@ -1,0 +1,407 @@
+import copy
+import math
+import sys
+
+import lightning.pytorch as lp
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel as OtherBoringModel
+from pytorch_lightning.demos.boring_classes import BoringModel, ManualOptimBoringModel
+from pytorch_lightning.demos.lstm import LightningLSTM
+from pytorch_lightning.demos.transformer import LightningTransformer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_hypernet import Hypernet, HypernetCallback
+from tests.test_diversity import BrokenPlugin
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Classifier(pl.LightningModule):
+    """An ordinary module of the tests' own: it counts what it is asked and keeps what it sees."""
+
+    def __init__(self, norm=True, lr=1e-2):
+        super().__init__()
+        self.lr = lr
+        self.model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.ReLU(), nn.Linear(16, 3))
+        self.losses = []
+        self.seen = {"val": [], "test": []}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = F.cross_entropy(self.model(x), y)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(self.model(batch[0]))
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(self.model(batch[0]))
+
+    def predict_step(self, batch, batch_idx):
+        return self.model(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def data(n=64, batch=16):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=generator)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()), batch)
+
+
+def fit(module, trainer=pl.Trainer, loader=None, callback=None, **options):
+    pl.seed_everything(0, verbose=False)
+    callback = callback or HypernetCallback(diversity={"entropy": 1e-3}, samples=4, members=3)
+    trainer = trainer(**{**QUIET, "max_epochs": 2, "num_sanity_val_steps": 0, **options}, callbacks=[callback])
+    trainer.fit(module, loader or data(), *([data()] if module.seen else []))
+    return callback, trainer
+
+
+def test_a_lightning_module_trains_unchanged():
+    module = Classifier()
+    step = type(module).training_step
+    callback, trainer = fit(module, max_epochs=15)
+    assert isinstance(module.model, Hypernet)
+    assert module.model is callback.hypernet
+    assert sum(module.losses[-4:]) < 0.8 * sum(module.losses[:4])
+    assert "training_step" not in vars(module)
+    assert type(module).training_step is step
+    assert {"hypernet/entropy", "hypernet/member_distance"} <= set(trainer.callback_metrics)
+    assert trainer.callback_metrics["hypernet/member_distance"] > 0
+    assert callback.hypernet.population is None
+
+
+def test_diversity_joins_the_loss_that_is_backpropagated():
+    """One plain SGD step with and without: parameters differ by the gradient of the diversity."""
+
+    class Plain(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    ends, gradients = [], []
+    for weight in (0.0, 0.5):
+        module = Plain(norm=False)
+        pl.seed_everything(0, verbose=False)
+        callback = HypernetCallback(diversity={"entropy": weight}, samples=4)
+        fit(module, callback=callback, max_steps=1, max_epochs=-1, limit_val_batches=0)
+        ends.append(module.model.generator.mean_codes.detach())
+    pl.seed_everything(0, verbose=False)
+    hypernet = Hypernet(Plain(norm=False).model, samples=4).train()
+    diversity = HypernetCallback(diversity={"entropy": 0.5})
+    assert diversity.target == "model"
+    gradients = ends[0] - ends[1]
+    assert gradients.abs().sum() > 0
+    assert hypernet.generator.mean_codes.shape == gradients.shape
+
+
+def test_the_losses_see_the_networks_that_made_the_loss(monkeypatch):
+    seen = []
+
+    class TwoViews(Classifier):
+        def training_step(self, batch, batch_idx):
+            one, two = self.model(batch[0]), self.model(batch[0] + 1)
+            seen.append(self.model.population.latents)
+            return {"loss": F.cross_entropy(one, batch[1]) + (one - two).square().mean(), "extra": batch_idx}
+
+    original = Hypernet._draw
+    draws = []
+
+    def draw(self, n, component=None):
+        draws.append(original(self, n, component))
+        return draws[-1]
+
+    monkeypatch.setattr(Hypernet, "_draw", draw)
+    fit(TwoViews(), max_epochs=1, limit_val_batches=0)
+    assert len(draws) == 1 + 4
+    assert all(torch.equal(latents, drawn) for latents, (drawn, _) in zip(seen, draws[1:], strict=True))
+
+
+@pytest.mark.parametrize("trainer", [pl.Trainer, lp.Trainer])
+def test_both_class_trees(trainer):
+    module = BoringModel() if trainer is pl.Trainer else OtherBoringModel()
+    callback = HypernetCallback(target="layer", diversity="variance")
+    trainer(**QUIET, max_steps=3, limit_val_batches=2, callbacks=[callback]).fit(module)
+    assert isinstance(callback, pl.Callback)
+    assert isinstance(callback, lp.Callback)
+    assert len(callback.hypernet.ensemble(2)) == 2
+
+
+def vocabulary(size, length=6, n=24):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, size, (n, length + 1), generator=generator)
+    return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), 12)
+
+
+@pytest.mark.parametrize(
+    ("make", "target", "loader"),
+    [
+        (BoringModel, "layer", lambda: None),
+        (BoringModel, ".", lambda: None),
+        (lambda: LightningTransformer(vocab_size=20), "model", lambda: vocabulary(20)),
+    ],
+)
+def test_modules_that_others_wrote(make, target, loader):
+    pl.seed_everything(0, verbose=False)
+    module = make()
+    module.prepare_data = lambda: None  # the data are ours, nothing is downloaded
+    callback = HypernetCallback(target=target, diversity={"entropy": 1e-3}, samples=4, generator={"hidden": (16,)})
+    trainer = pl.Trainer(**QUIET, max_epochs=1, limit_train_batches=3, limit_val_batches=2, callbacks=[callback])
+    trainer.fit(module, loader())
+    assert math.isfinite(trainer.callback_metrics["hypernet/entropy"])
+    assert trainer.global_step > 0
+
+
+def test_a_stateful_recurrent_module_that_others_wrote():
+    """It asks its model for initial states, and carries states from step to step."""
+    pl.seed_everything(0, verbose=False)
+    module = LightningLSTM(vocab_size=20)
+    module.prepare_data = lambda: None
+    module.model = type(module.model)(vocab_size=20, ninp=16, nhid=16, nlayers=2)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+    callback = HypernetCallback(diversity={"entropy": 1e-3}, samples=3, generator={"hidden": (16,)})
+    trainer = pl.Trainer(**QUIET, max_epochs=2, callbacks=[callback])
+    trainer.fit(module, vocabulary(20))
+    assert math.isfinite(trainer.callback_metrics["train_loss"])
+
+
+def test_the_modules_own_forward():
+    class Own(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 8)
+            self.scale = nn.Parameter(torch.ones(3))
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).relu()) * self.scale
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    module = Own()
+    module.seen = None
+    callback = HypernetCallback(target=".", samples=4, exclude=("last.bias",))
+    fit(module, callback=callback)
+    assert module.first.weight is None
+    assert module.last.bias is module.hypernet.target.last.bias
+    assert module.eval()(torch.randn(5, 4)).shape == (5, 3)
+    plain = callback.hypernet.materialize(callback.hypernet.sample(1))[0]
+    Own().load_state_dict(plain.state_dict())
+
+
+def test_evaluation_uses_calibrated_members():
+    module = Classifier()
+    callback, trainer = fit(module)
+    hypernet = callback.hypernet.eval()
+    x = next(iter(data()))[0]
+    assert torch.allclose(module.seen["val"][-4], hypernet(x), atol=1e-5)
+    assert hypernet.member_statistics.tensors()["1.running_mean"].abs().sum() > 0
+    trainer.test(module, data(), verbose=False)
+    (prediction, *_) = trainer.predict(module, data())
+    assert torch.allclose(prediction, module.seen["test"][0], atol=1e-6)
+
+
+def test_fit_then_test_then_resume(tmp_path):
+    def trainer(epochs, callback):
+        return pl.Trainer(
+            **{**QUIET, "enable_checkpointing": True}, max_epochs=epochs, default_root_dir=tmp_path, callbacks=[callback],
+            num_sanity_val_steps=0,
+        )  # fmt: skip
+
+    def callback():
+        return HypernetCallback(diversity={"entropy": 1e-3, "mutual_information": 0.1}, samples=4)
+
+    pl.seed_everything(0, verbose=False)
+    straight, first = Classifier(), callback()
+    trainer(4, first).fit(straight, data())
+
+    pl.seed_everything(0, verbose=False)
+    half, second = Classifier(), callback()
+    short = trainer(2, second)
+    short.fit(half, data())
+    path = short.checkpoint_callback.best_model_path
+    short.test(half, data(), ckpt_path="best", verbose=False)
+
+    resumed, third = Classifier(), callback()
+    trainer(4, third).fit(resumed, data(), ckpt_path=path)
+    assert half.losses + resumed.losses == straight.losses
+    state = straight.state_dict()
+    for name, value in resumed.state_dict().items():
+        if "member_statistics" not in name:  # estimated from the inputs since the start of this run
+            assert torch.equal(value, state[name]), name
+
+    fresh, fourth = Classifier(), callback()
+    trainer(1, fourth).test(fresh, data(), ckpt_path=path, verbose=False)
+    assert torch.allclose(fresh.seen["test"][0], half.seen["test"][0], atol=1e-6)
+
+    loaded = Hypernet.from_checkpoint(path, Classifier().model)
+    x = next(iter(data()))[0]
+    assert torch.allclose(loaded(x), fourth.hypernet.eval()(x), atol=1e-6)
+    with pytest.raises(ValueError, match="holds no Hypernet for the target 'net'; it has .'model'."):
+        Hypernet.from_checkpoint(path, Classifier().model, name="net")
+
+
+def test_a_module_built_in_configure_model():
+    class Late(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.model = None
+
+        def configure_model(self):
+            if self.model is None:
+                self.model = nn.Linear(4, 3)
+
+    module = Late()
+    fit(module, max_epochs=1)
+    assert isinstance(module.model, Hypernet)
+
+
+def test_manual_optimization():
+    class Manual(ManualOptimBoringModel):
+        add = False
+
+        def training_step(self, batch, batch_idx):
+            loss = self.step(batch)
+            if self.add:
+                loss = loss + self.layer.diversity_loss()
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def run(add):
+        module = Manual()
+        module.add = add
+        callback = HypernetCallback(target="layer", diversity="entropy")
+        pl.Trainer(**QUIET, max_epochs=1, limit_train_batches=2, limit_val_batches=0, callbacks=[callback]).fit(module)
+
+    run(add=True)
+    with pytest.raises(RuntimeError, match=r"manual optimization.*add hypernet.diversity_loss\(\)"):
+        run(add=False)
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        ("text", TypeError, "must return a tensor or a dict with a tensor 'loss', not str"),
+        ({"value": 1}, TypeError, "must return a tensor or a dict with a tensor 'loss', not dict"),
+        (torch.tensor(math.nan, requires_grad=True), ValueError, "the loss that training_step returns is NaN"),
+        (torch.ones((), requires_grad=True), RuntimeError, "training_step never called 'model'"),
+    ],
+)
+def test_what_training_step_must_do(result, error, message):
+    class Odd(Classifier):
+        def training_step(self, batch, batch_idx):
+            return result
+
+    module = Odd()
+    with pytest.raises(error, match=message):
+        fit(module)
+    assert "training_step" not in vars(module)
+
+
+def test_a_skipped_step():
+    class Skipping(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    module = Skipping()
+    fit(module, max_epochs=1)
+    assert len(module.losses) == 2
+
+
+def test_a_plugin_that_raises_stops_with_its_name():
+    with pytest.raises(RuntimeError, match="the diversity loss 'broken' failed: by design"):
+        fit(Classifier(), callback=HypernetCallback(diversity="broken", plugins=[BrokenPlugin()]))
+
+
+def test_parameters_shared_with_the_outside():
+    class Shared(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.mirror = nn.Linear(4, 16)
+            self.mirror.weight = self.model[0].weight
+
+    with pytest.raises(ValueError, match="mirror.weight of Shared are also parameters of the target 'model'"):
+        fit(Shared())
+
+
+def test_optimizers_that_miss_the_generator():
+    class Forgetful(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.kept = list(self.model.parameters())
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.kept, lr=1e-3)
+
+    with pytest.warns(UserWarning, match="the optimizers of Forgetful miss parameters of the Hypernet at 'model'"):
+        fit(Forgetful(), max_epochs=1)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="unknown diversity loss 'entropie'"):
+        HypernetCallback(diversity="entropie")
+    with pytest.raises(TypeError, match="has no options sample; there are example_inputs, latent_dim"):
+        HypernetCallback(sample=3)
+    with pytest.raises(ValueError, match="Classifier has no module 'net'; set target to one of model, model.0"):
+        fit(Classifier(), callback=HypernetCallback(target="net"))
+    with pytest.raises(RuntimeError, match="built when a trainer sets the callback up"):
+        HypernetCallback().hypernet  # noqa: B018
+
+
+def test_gradients_accumulate_over_batches():
+    module = Classifier()
+    _, trainer = fit(module, accumulate_grad_batches=2)
+    assert trainer.global_step == 4
+
+
+def test_ema_and_copies_of_the_module():
+    module = Classifier()
+    fit(module)
+    other = copy.deepcopy(module)
+    x = next(iter(data()))[0]
+    assert torch.equal(other.model.eval()(x), module.model.eval()(x))
+
+
+class CliModule(OtherBoringModel):
+    pass
+
+
+def test_yaml_reaches_every_option(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(
+        "trainer:\n"
+        "  max_steps: 1\n  logger: false\n  enable_checkpointing: false\n  enable_progress_bar: false\n"
+        "  enable_model_summary: false\n  accelerator: cpu\n  limit_val_batches: 0\n"
+        "  callbacks:\n"
+        "    - class_path: lightning_hypernet.HypernetCallback\n"
+        "      init_args:\n"
+        "        target: layer\n"
+        "        diversity:\n          entropy: 0.002\n          variance: {weight: 0.5}\n"
+        "        samples: 3\n"
+        "        components: 2\n"
+        "        generator:\n          code_size: 5\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["main", "fit", "--config", str(tmp_path / "config.yaml")])
+    cli = LightningCLI(CliModule, save_config_callback=None)
+    (callback,) = [one for one in cli.trainer.callbacks if isinstance(one, HypernetCallback)]
+    assert callback.hypernet.samples == 3
+    assert callback.hypernet.components == 2
+    assert callback.hypernet.generator.extractor.code_size == 5
+    assert callback.hypernet.diversity.weights == {"entropy": 0.002, "variance": 0.5}

@@ -1,0 +1,63 @@
+import time
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_hypernet import GeneratorConfig, Hypernet
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [("resnet18", {}, 32), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32)],
+)
+def test_wrap_train_a_step_export(name, options, size):
+    torch.manual_seed(0)
+    target = timm.create_model(name, num_classes=5, **options)
+    hypernet = Hypernet(target, samples=2, members=2, generator=GeneratorConfig.compact()).train()
+    x, y = torch.randn(8, 3, size, size), torch.arange(8) % 5
+    optimizer = torch.optim.Adam(hypernet.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = F.cross_entropy(hypernet(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    hypernet.eval().calibrate([x])
+    members = hypernet.materialize(hypernet.member_population())
+    with torch.no_grad():
+        outputs = torch.stack([member(x) for member in members])
+        assert torch.allclose(hypernet(x), outputs.mean(0), atol=1e-4)
+    plain = timm.create_model(name, num_classes=5, **options)
+    plain.load_state_dict(members[0].state_dict(), strict=True)
+    assert hypernet.forward_features(x).shape == plain.forward_features(x).shape
+    assert hypernet.num_classes == 5
+
+
+def test_every_parameter_of_a_resnet_and_a_vit_has_a_rule():
+    for name in ("resnet50", "vit_tiny_patch16_224"):
+        target = timm.create_model(name)
+        hypernet = Hypernet(target, generator=GeneratorConfig.compact())
+        named = {parameter for parameter, _ in target.named_parameters()}
+        assert set(hypernet.banks.shapes) == named
+        bare = {bank.name for bank in hypernet.banks if bank.name in named}
+        assert bare <= {"cls_token", "pos_embed"}
+
+
+def test_the_input_size_of_a_timm_model_is_known():
+    hypernet = Hypernet(timm.create_model("resnet10t"), generator=GeneratorConfig.compact())
+    (example,) = hypernet.examples.leaves
+    assert example.shape == (2, 3, 176, 176)
+    assert Hypernet(nn.Linear(3, 2)).examples is None
+
+
+@pytest.mark.slow
+def test_wrapping_resnet50_takes_less_than_five_seconds():
+    target = timm.create_model("resnet50")
+    start = time.perf_counter()
+    Hypernet(target)
+    assert time.perf_counter() - start < 5

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 Reduction = Literal["mean", "log_mean_prob", "majority", None]
+_PLAIN = (type(None), bool, int, float, str)
 
 
 class Arguments:
@@ -76,15 +77,37 @@ class Arguments:
         pairs = zip(self.leaves, self.axes, strict=True)
         return [leaf if axis is None else leaf.unflatten(axis, shape).movedim(axis, 0) for leaf, axis in pairs]
 
-    def join(self, outputs: Sequence[Any]) -> Any:
+    def join(self, outputs: Sequence[Any], again: Callable[[Arguments], Any]) -> Any:
         """One output in the order of the inputs, from those of the networks.
 
-        A tensor is joined along its first axis if that has the size of the network's part or a multiple, else along the first
-        axis of exactly that size. What has no such axis, a scalar for one, is averaged, weighted by the sizes of the parts.
+        A tensor is joined along the axis whose length is the size of the network's part, or along its first axis if that is a
+        multiple. What has no such axis, a scalar for one, is averaged, weighted by the sizes of the parts.
+
+        Args:
+            outputs: The output of every network.
+            again: Runs the first network on other arguments; asked where more than one axis fits.
+
+        Returns:
+            The same pytree.
         """
-        if self.sizes is None or len(outputs) == 1:
+        if len(outputs) == 1:
             return outputs[0]
-        return _merge(outputs, lambda leaves: _join_leaves(leaves, self.sizes or []))
+        sizes = self.sizes or [1] * len(outputs)
+        more: list[Tensor] = []
+
+        def merge(index: int, leaves: Sequence[Tensor]) -> Tensor:
+            axes = _batch_axes(leaves, sizes) if self.sizes else []
+            if len(axes) > 1:
+                if not more:
+                    more.extend(tree_flatten(again(self.head(sizes[0] + 1)))[0])
+                axes = [axis for axis in axes if more[index].shape[axis] != leaves[0].shape[axis]]
+            return torch.cat(list(leaves), dim=axes[0]) if axes else _average(leaves, sizes)
+
+        return _merge(outputs, merge)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Arguments:
+        """The same call with every tensor changed."""
+        return Arguments(*self.restore([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]))
 
 
 def _axis_of(leaf: Any, batch: int) -> int | None:
@@ -95,23 +118,29 @@ def _axis_of(leaf: Any, batch: int) -> int | None:
     return 1 if leaf.ndim > 2 and leaf.shape[1] == batch else None
 
 
-def _join_leaves(leaves: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    shape, size = leaves[0].shape, sizes[0]
-    exact = [axis for axis, length in enumerate(shape) if length == size]
-    if shape and (0 in exact or (not exact and shape[0] % size == 0)):
-        return torch.cat(list(leaves))
-    if exact:
-        return torch.cat(list(leaves), dim=exact[0])
+def _batch_axes(leaves: Sequence[Tensor], sizes: Sequence[int]) -> list[int]:
+    """The axes along which outputs may hold their part of the batch."""
+    shapes = [leaf.shape for leaf in leaves]
+    axes = [
+        axis for axis in range(leaves[0].ndim) if all(shape[axis] == size for shape, size in zip(shapes, sizes, strict=True))
+    ]
+    factor = shapes[0][0] // sizes[0] if shapes[0] else 0
+    if factor > 1 and all(shape[0] == factor * size for shape, size in zip(shapes, sizes, strict=True)):
+        axes.append(0)
+    return axes
+
+
+def _average(leaves: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     if not leaves[0].is_floating_point():
         return leaves[0]
     shares = torch.tensor(sizes, device=leaves[0].device) / sum(sizes)
     stacked = torch.stack(list(leaves))
-    return (shares.to(stacked.dtype).view(-1, *(1,) * len(shape)) * stacked).sum(0)
+    return (shares.to(stacked.dtype).view(-1, *(1,) * (stacked.ndim - 1)) * stacked).sum(0)
 
 
 def stack(outputs: Sequence[Any]) -> Any:
     """Stack the outputs of networks that saw the same inputs: every tensor gets a leading axis ``(S, ...)``."""
-    return _merge(outputs, lambda leaves: torch.stack(list(leaves)))
+    return _merge(outputs, lambda _, leaves: torch.stack(list(leaves)))
 
 
 def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
@@ -141,10 +170,18 @@ def _reduce_leaf(leaf: Tensor, reduce: str) -> Tensor:
     return leaf.log_softmax(-1).logsumexp(0) - math.log(len(leaf))
 
 
-def _merge(outputs: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+def _merge(outputs: Sequence[Any], merge: Callable[[int, Sequence[Tensor]], Tensor]) -> Any:
+    """Merge the outputs of networks leaf by leaf; what is no tensor is taken from the first."""
     flat = [tree_flatten(output) for output in outputs]
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    return tree_unflatten([merge(column) if isinstance(column[0], Tensor) else column[0] for column in columns], flat[0][1])
+    columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+    opaque = {type(column[0]).__name__ for column in columns if not isinstance(column[0], (Tensor, *_PLAIN))}
+    if opaque:
+        raise TypeError(
+            f"the target returns {', '.join(opaque)}, whose tensors can't be joined; return tensors, tuples or dicts, or "
+            "register the class with torch.utils._pytree.register_pytree_node"
+        )
+    merged = [merge(index, column) if isinstance(column[0], Tensor) else column[0] for index, column in enumerate(columns)]
+    return tree_unflatten(merged, flat[0][1])
 
 
 def inputs_of(batches: Iterable[Any], device: torch.device) -> Iterator[Arguments]:
@@ -153,4 +190,5 @@ def inputs_of(batches: Iterable[Any], device: torch.device) -> Iterator[Argument
         if isinstance(batch, Arguments):
             yield batch
         else:
-            yield Arguments(((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device),), {})
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            yield Arguments((inputs,), {}).map(lambda tensor: tensor.to(device))

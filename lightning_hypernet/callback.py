@@ -111,7 +111,7 @@ class HypernetCallback(_Base):
                 "to '.' for its own forward"
             )
         if isinstance(found, Hypernet):
-            self._hypernet = found
+            self._take_over(found)
             return
         _refuse_shared(pl_module, found, self.target)
         self._hypernet = self._build(found)
@@ -120,16 +120,37 @@ class HypernetCallback(_Base):
 
     def _build(self, target: nn.Module) -> Hypernet:
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
-        hypernet.diversity = Plugins(self.plugins).build_diversity(self._diversity)
-        if hypernet.diversity.losses:
-            with torch.no_grad():
-                hypernet.diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
+        self._set_diversity(hypernet)
         return hypernet
+
+    def _set_diversity(self, hypernet: Hypernet) -> None:
+        diversity = Plugins(self.plugins).build_diversity(self._diversity)
+        if diversity.losses:
+            with torch.no_grad():
+                diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
+        hypernet.diversity = diversity.to(hypernet.member_latents.device)
+
+    def _take_over(self, hypernet: Hypernet) -> None:
+        """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
+        same = ("latent_dim", "components", "samples", "members", "execution", "reduce")
+        different = [
+            f"{name}={hypernet.options[name]!r}, not {self.hypernet_options[name]!r}"
+            for name in same
+            if name in self.hypernet_options and self.hypernet_options[name] != hypernet.options[name]
+        ]
+        if different:
+            raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
+        asked = Plugins(self.plugins).build_diversity(self._diversity)
+        present = hypernet.diversity
+        if not isinstance(present, WeightedDiversity) or present.weights != asked.weights:
+            self._set_diversity(hypernet)
+        self._hypernet = hypernet
 
     def _wrap_module(self, pl_module: pl.LightningModule) -> Hypernet:
         """Generate the LightningModule's own parameters; its forward becomes the Hypernet's."""
         present = getattr(pl_module, "hypernet", None)
         if isinstance(present, Hypernet):
+            self._take_over(present)
             return present
         trainer, pl_module._trainer = pl_module._trainer, None
         try:
@@ -189,7 +210,7 @@ class HypernetCallback(_Base):
             if not pl_module.automatic_optimization:
                 return _manual(hypernet, diversity, original, *args, **kwargs)
             with hypernet.step():
-                result = original(*args, **kwargs)
+                result = _call(original, self.target, *args, **kwargs)
                 if result is None:
                     return None
                 loss = _loss(result)
@@ -207,6 +228,15 @@ class HypernetCallback(_Base):
 
         training_step.hypernet_callback = self  # type: ignore[attr-defined]
         return training_step
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before training there are no norm statistics to speak of."""
+        self._calibrated = self.hypernet.calibrated.clone()
+        self.hypernet.calibrated.fill_(True)
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on missing norm statistics are told."""
+        self.hypernet.calibrated.copy_(self._calibrated)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew."""
@@ -254,6 +284,18 @@ def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
             f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target "
             "that holds both, or '.'"
         )
+
+
+def _call(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return step(*args, **kwargs)
+    except (TypeError, AttributeError) as error:
+        if target != "." or "NoneType" not in str(error):
+            raise
+        raise RuntimeError(
+            "training_step calls a part of the module whose weights are generated for self(...) alone; call self(...), or set "
+            "the callback's target to that part"
+        ) from error
 
 
 def _manual(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -47,10 +48,11 @@ class Ensemble(nn.Module):
         self.executor = executor
         self.target = executor.target
         self.reduce = reduce
-        self.weights = StackedTensors({name: value.detach().clone() for name, value in weights.items()})
-        self.statistics = StackedTensors({name: value.detach().clone() for name, value in statistics.items()})
-        self.register_buffer("latents", latents.detach().clone())
-        self.register_buffer("components", components.clone())
+        with torch.inference_mode(False):
+            self.weights = StackedTensors({name: value.detach().clone() for name, value in weights.items()})
+            self.statistics = StackedTensors({name: value.detach().clone() for name, value in statistics.items()})
+            self.register_buffer("latents", latents.detach().clone())
+            self.register_buffer("components", components.clone())
         self.eval()
 
     def __len__(self) -> int:
@@ -86,14 +88,7 @@ class Ensemble(nn.Module):
 
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
-        weights, statistics = self.weights.tensors(), self.statistics.tensors()
-        return [
-            self.executor.materialize(
-                {name: value[index] for name, value in weights.items()},
-                {name: value[index] for name, value in statistics.items()},
-            )
-            for index in range(len(self))
-        ]
+        return self.executor.materialize_all(self.weights.tensors(), self.statistics.tensors())
 
     def average(self, loader: Iterable[Any] | None = None, batches: int | None = None) -> nn.Module:
         """Average the weights of all members into one network, and estimate its norm statistics.

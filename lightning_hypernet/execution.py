@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,13 @@ class Executor:
             module.get_buffer(name).copy_(value)
         return module
 
+    def materialize_all(self, weights: Tensors, buffers: Tensors) -> list[nn.Module]:
+        """Every network as `materialize` gives it; the tensors are ``{name: (S, *shape)}``."""
+        return [
+            self.materialize(row, {name: value[index] for name, value in buffers.items()})
+            for index, row in enumerate(_rows(weights))
+        ]
+
     def run(
         self,
         weights: Tensors,
@@ -96,7 +104,7 @@ class Executor:
             weights: ``{name: (S, *shape)}``.
             arguments: Arguments of the call, shared by all networks or dealt out to them.
             buffers: ``{name: (S, *shape)}``, buffers of their own for every network.
-            method: Which method of the target is called.
+            method: Which method or submodule of the target is called.
             chunk_size: Networks that vmap runs at once; all by default.
 
         Returns:
@@ -115,7 +123,7 @@ class Executor:
             return self._loop(weights, arguments, buffers, method)
         except (RuntimeError, TypeError) as error:
             dtypes = {tensor.dtype for tensor in arguments.tensors}
-            if not dtypes or any(dtype.is_floating_point for dtype in dtypes):
+            if not dtypes or any(dtype.is_floating_point for dtype in dtypes) or "type" not in str(error):
                 raise
             raise TypeError(
                 f"{type(self.target).__name__} cannot run on inputs of {', '.join(map(str, dtypes))}; "
@@ -148,14 +156,19 @@ class Executor:
     def _installed(self, weights: Tensors, buffers: Tensors) -> Iterator[dict[str, Tensor]]:
         """Put one network in place; gives the buffers that its run may change."""
         with self._kept():
-            own = {name: value.clone() for name, value in self.target.named_buffers()}
+            clones: dict[int, Tensor] = {}
+            own = {
+                name: clones.setdefault(id(value), value.clone())
+                for name, value in self.target.named_buffers(remove_duplicate=False)
+            }
             own |= {name: value.clone() for name, value in buffers.items()}
             self._fill(weights)
             self._fill_buffers(own)
             yield own
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.target(*args, **kwargs) if method == "forward" else getattr(self.target, method)(*args, **kwargs)
+        called = self.target if method == "forward" else operator.attrgetter(method)(self.target)
+        return called(*args, **kwargs)
 
     def _vmap(self, weights: Tensors, arguments: Arguments, buffers: Tensors, method: str, chunk_size: int | None) -> list[Any]:
         networks = len(next(iter(weights.values())))
@@ -226,18 +239,31 @@ class Executor:
     def _kept(self) -> Iterator[None]:
         """Put back every attribute, parameter and buffer of the target afterwards."""
         before = [
-            (module, dict(vars(module)), dict(module._parameters), dict(module._buffers)) for module in self.target.modules()
+            (module, dict(vars(module)), _containers(module), dict(module._parameters), dict(module._buffers))
+            for module in self.target.modules()
         ]
         try:
             yield
         finally:
-            for module, attributes, parameters, buffers in before:
+            for module, attributes, containers, parameters, buffers in before:
                 vars(module).clear()
                 vars(module).update(attributes)
+                for name, content in containers.items():
+                    attributes[name].clear()
+                    getattr(attributes[name], "extend" if isinstance(content, list) else "update")(content)
                 module._parameters.clear()
                 module._parameters.update(parameters)
                 module._buffers.clear()
                 module._buffers.update(buffers)
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    """Copies of the lists, dicts and sets that a module keeps."""
+    return {
+        name: copy.copy(value)
+        for name, value in vars(module).items()
+        if type(value) in (list, dict, set) and not name.startswith("_")
+    }
 
 
 def _rows(weights: Tensors) -> Iterator[dict[str, Tensor]]:

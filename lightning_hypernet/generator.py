@@ -16,7 +16,6 @@ from lightning_hypernet.filters import FilterBank, FilterBanks
 
 _ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 _CONSTANT_SCALE = 0.02
-_WARM_UP = 64
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class GeneratorConfig:
 
 
 def _linear(inputs: int, outputs: int, config: GeneratorConfig, activated: bool) -> nn.Linear:
-    """A linear layer that keeps the second moment, through the activation if one follows."""
+    """A linear layer that keeps the second moment, through a (leaky) ReLU if one follows."""
     layer = nn.Linear(inputs, outputs, bias=config.bias)
     with torch.no_grad():
         if config.start == "paper":
@@ -331,6 +330,7 @@ class Generator(nn.Module):
         config: What the generator is made of.
         latent_dim: Numbers in z.
         components: Mean codes per filter.
+        first: ``(n, latent_dim)``, latents of the prior; the batch norms take their first running statistics from them.
     """
 
     def __init__(
@@ -339,7 +339,8 @@ class Generator(nn.Module):
         initial: Mapping[str, Tensor],
         config: GeneratorConfig,
         latent_dim: int,
-        components: int = 1,
+        components: int,
+        first: Tensor,
     ) -> None:
         super().__init__()
         dtypes = {value.dtype for value in initial.values()}
@@ -358,17 +359,17 @@ class Generator(nn.Module):
             WeightGenerator(bank, values, config.widths(index, len(banks)), components, config)
             for index, (bank, values) in enumerate(zip(banks, filters, strict=True))
         )
-        self._warm_up(latent_dim, components)
+        self._warm_up(first, components)
         self.to(dtypes.pop())
 
     @torch.no_grad()
-    def _warm_up(self, latent_dim: int, components: int) -> None:
+    def _warm_up(self, first: Tensor, components: int) -> None:
         """Give the running statistics of the batch norms their values at step 0."""
         norms = [module.inner for module in self.modules() if isinstance(module, _Norm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        codes = self.codes(torch.randn(_WARM_UP, latent_dim), torch.arange(_WARM_UP) % components)
+        codes = self.codes(first.float(), torch.arange(len(first)) % components)
         for weight_generator, code in zip(self.weight_generators, codes, strict=True):
             assert isinstance(weight_generator, WeightGenerator)
             weight_generator.hidden(code)

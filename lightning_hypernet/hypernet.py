@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
@@ -25,6 +26,7 @@ from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
 
 _CALIBRATION_EXAMPLES = 2048
+_FIRST_LATENTS = 64
 
 
 def identity(weights: Tensors) -> Tensors:
@@ -109,8 +111,6 @@ class Hypernet(nn.Module):
             **counts,
             "prior": prior if isinstance(prior, str) else None,
             "generator": _plain(dataclasses.asdict(config)),
-            "generate": list(generate),
-            "exclude": list(exclude),
             "execution": execution,
             "reduce": reduce,
         }
@@ -118,18 +118,22 @@ class Hypernet(nn.Module):
         self.prior = Prior(prior, latent_dim, components)
         self.reduce = reduce
         self.gauge: Callable[[Tensors], Tensors] = gauge or identity
+        generate, exclude = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
         self.banks = find_filters(target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit)
+        self.options |= {"generate": ["*"], "exclude": list(self.banks.ordinary)}
         named = dict(target.named_parameters(remove_duplicate=False))
         initial = {name: named[name] for name in self.banks.shapes}
         self.executor = Executor(target, self.banks.aliases, execution)
         self.target = self.executor.target
-        self.generator = Generator(self.banks, initial, config, latent_dim, components)
+        first, _ = self.prior.draw(_FIRST_LATENTS)
+        self.generator = Generator(self.banks, initial, config, latent_dim, components, first)
         self.generator.to(next(iter(initial.values())).device)
         self.examples = _examples(target, example_inputs, next(iter(initial.values())))
         self.diversity: nn.Module | None = None
         self.population: Population | None = None
         self.diversity_read = False
         self._in_step = self._stale = False
+        self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
@@ -139,7 +143,8 @@ class Hypernet(nn.Module):
             {name: value.repeat(members, *(1,) * value.ndim) for name, value in self.executor.statistics.items()}
         )
         self.register_buffer("calibrated", torch.tensor(not self.executor.statistics))
-        self.train(target.training)
+        self.training = target.training
+        self.generator.train(target.training)
 
     def __getattr__(self, name: str) -> Any:
         """What the Hypernet does not have itself, its target may."""
@@ -149,14 +154,7 @@ class Hypernet(nn.Module):
             target = self.__dict__.get("_modules", {}).get("target")
             if target is None or name.startswith("_") or not hasattr(target, name):
                 raise
-        value = getattr(target, name)
-        if not (inspect.ismethod(value) and value.__self__ is target):
-            return value
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return self._call(name, args, kwargs)
-
-        return method
+        return _of_target(self, target, name)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
@@ -164,6 +162,8 @@ class Hypernet(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._members = None
+        self._recent = deque(arguments.map(fn) for arguments in self._recent)
+        self.examples = self.examples and self.examples.map(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Hypernet:
@@ -212,7 +212,7 @@ class Hypernet(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
-    def _population(self, latents: Tensor, components: Tensor, batch: Arguments | None = None) -> Population:
+    def _population(self, latents: Tensor, components: Tensor) -> Population:
         return Population(
             latents,
             components,
@@ -221,7 +221,6 @@ class Hypernet(nn.Module):
             self.gauge,
             n_components=self.components,
             run=self._run_stacked,
-            batch=batch,
             examples=self.examples,
         )
 
@@ -265,13 +264,7 @@ class Hypernet(nn.Module):
     def materialize(self, population: Population) -> list[nn.Module]:
         """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
         self._ensure_statistics(population)
-        return [
-            self.executor.materialize(
-                {name: value[index] for name, value in population.weights.items()},
-                {name: value[index] for name, value in population.buffers.items()},
-            )
-            for index in range(len(population))
-        ]
+        return self.executor.materialize_all(population.weights, population.buffers)
 
     def ensemble(self, n: int, component: int | None = None) -> Ensemble:
         """Draw a fixed set of networks, as a module of its own; arguments as in `sample`."""
@@ -293,18 +286,32 @@ class Hypernet(nn.Module):
         return self._call("forward", args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        smallest = 2 if self.executor.statistics else 1
-        arguments = Arguments(args, kwargs, self.samples if self.training else None, smallest)
+        arguments = Arguments(args, kwargs, self.samples if self.training else None, self._smallest)
+        if not arguments.tensors and method == "forward":
+            kinds = ", ".join(type(leaf).__name__ for leaf in arguments.leaves)
+            raise TypeError(
+                f"no tensor was found in the arguments ({kinds}), so there is no batch to deal out; pass tensors, tuples or "
+                "dicts, or register the class with torch.utils._pytree.register_pytree_node"
+            )
         if self.training:
-            population = self._training_population(arguments)
-            if method == "forward" and self.executor.statistics:
-                self._remember(arguments)
+            population = self._training_population()
+            if method == "forward":
+                population.batch = population.batch or arguments
+                if self.executor.statistics:
+                    self._remember(arguments)
         else:
             population = self.member_population()
         if not arguments.tensors:
             return self._call_weightless(method, population, arguments)
         outputs = self.executor.run(population.weights, arguments, population.buffers, method)
-        return arguments.join(outputs) if self.training else reduce_outputs(stack(outputs), self.reduce)
+        if not self.training:
+            return reduce_outputs(stack(outputs), self.reduce)
+
+        @torch.no_grad()
+        def again(other: Arguments) -> Any:
+            return self.executor.run(population[:1].weights, other, population[:1].buffers, method)[0]
+
+        return arguments.join(outputs, again)
 
     def _remember(self, arguments: Arguments) -> None:
         """Keep the last training inputs, as many as norm statistics need."""
@@ -322,10 +329,9 @@ class Hypernet(nn.Module):
             )
         return output
 
-    def _training_population(self, arguments: Arguments) -> Population:
-        if self._in_step and self.population is not None:
-            return self.population
-        self.population = self._population(*self._draw(self.samples), arguments)
+    def _training_population(self) -> Population:
+        if not self._in_step or self.population is None:
+            self.population = self._population(*self._draw(self.samples))
         return self.population
 
     @contextmanager
@@ -342,7 +348,8 @@ class Hypernet(nn.Module):
         if not self.calibrated and not self.training:
             self._warn_uncalibrated()
         tensors = itertools.chain(self.parameters(), self.buffers())
-        state = tuple(tensor._version for tensor in tensors if not tensor.is_inference())
+        versions = [tensor._version for tensor in tensors if not tensor.is_inference()]
+        state = (torch.is_autocast_enabled(self.member_latents.device.type), *versions)
         if torch.is_grad_enabled() or self._members is None or self._members[0] != state:
             with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
                 members = self.generate(self.member_latents, self.member_components)
@@ -438,13 +445,14 @@ class Hypernet(nn.Module):
         return "\n".join(table)
 
     @classmethod
-    def from_checkpoint(cls, path: str, target: nn.Module, name: str | None = None) -> Hypernet:
+    def from_checkpoint(cls, path: str, target: nn.Module, name: str | None = None, plugins: Sequence[object] = ()) -> Hypernet:
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
         Args:
             path: The checkpoint; read with ``weights_only=True``.
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
+            plugins: Plug-ins that were passed to the callback.
 
         Raises:
             ValueError: If the checkpoint holds no such Hypernet, or its prior was a distribution object.
@@ -453,11 +461,14 @@ class Hypernet(nn.Module):
         recipes = checkpoint.get("hypernet", {})
         name = next(iter(recipes), None) if name is None else name
         if name not in recipes:
-            raise ValueError(f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)}")
+            raise ValueError(
+                f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)} "
+                "(save_weights_only=True leaves them out)"
+            )
         options, prefix = recipes[name]["options"], recipes[name]["prefix"]
         if options["prior"] is None:
             raise ValueError(f"the prior in {path} was a distribution object; build the Hypernet and load its state dict")
-        hypernet = cls(target, **options)
+        hypernet = cls(target, plugins=plugins, **options)
         state = {
             key.removeprefix(prefix): value
             for key, value in checkpoint["state_dict"].items()
@@ -465,6 +476,30 @@ class Hypernet(nn.Module):
         }
         hypernet.load_state_dict(state)
         return hypernet.eval()
+
+
+def _of_target(hypernet: Hypernet, owner: nn.Module, name: str, path: str = "") -> Any:
+    """An attribute of the target; methods and submodules run with generated weights."""
+    value = getattr(owner, name)
+    path = f"{path}.{name}" if path else name
+    if isinstance(value, nn.Module):
+        return _Part(hypernet, value, path)
+    if inspect.ismethod(value) and value.__self__ is owner:
+        return lambda *args, **kwargs: hypernet._call(path, args, kwargs)
+    return value
+
+
+class _Part:
+    """A submodule of the target, as the Hypernet shows it: it runs with generated weights."""
+
+    def __init__(self, hypernet: Hypernet, module: nn.Module, path: str) -> None:
+        self._hypernet, self._module, self._path = hypernet, module, path
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hypernet._call(self._path, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_target(self._hypernet, self._module, name, self._path)
 
 
 def _plain(value: Any) -> Any:

@@ -42,7 +42,7 @@ class Prior:
         seed = random.Random(f"{self.seed}-{self.draws}-{rank}").getrandbits(62)
         self.draws += 1
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             latents = self._latents(n)
             order = torch.cat([torch.randperm(self.components) for _ in range(n // self.components + 1)])[:n]
         return latents, order if component is None else torch.full((n,), component)

@@ -1,6 +1,8 @@
 import copy
 import math
+import subprocess
 import sys
+import warnings
 
 import lightning.pytorch as lp
 import pytest
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import Hypernet, HypernetCallback
+from lightning_hypernet.diversity import Entropy
 from tests.test_diversity import BrokenPlugin
 
 QUIET = {
@@ -85,26 +88,29 @@ def test_a_lightning_module_trains_unchanged():
 
 
 def test_diversity_joins_the_loss_that_is_backpropagated():
-    """One plain SGD step with and without: parameters differ by the gradient of the diversity."""
+    """One SGD step with rate 1, with and without: parameters differ by the weighted gradient of the diversity."""
 
     class Plain(Classifier):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
-    ends, gradients = [], []
+    class Keeping(HypernetCallback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = copy.deepcopy(self.hypernet)
+
+    ends = []
     for weight in (0.0, 0.5):
+        pl.seed_everything(1, verbose=False)
         module = Plain(norm=False)
-        pl.seed_everything(0, verbose=False)
-        callback = HypernetCallback(diversity={"entropy": weight}, samples=4)
+        callback = Keeping(diversity={"entropy": weight}, samples=4)
         fit(module, callback=callback, max_steps=1, max_epochs=-1, limit_val_batches=0)
         ends.append(module.model.generator.mean_codes.detach())
-    pl.seed_everything(0, verbose=False)
-    hypernet = Hypernet(Plain(norm=False).model, samples=4).train()
-    diversity = HypernetCallback(diversity={"entropy": 0.5})
-    assert diversity.target == "model"
-    gradients = ends[0] - ends[1]
-    assert gradients.abs().sum() > 0
-    assert hypernet.generator.mean_codes.shape == gradients.shape
+    hypernet = callback.before.train()
+    hypernet(next(iter(data()))[0])
+    Entropy()(hypernet.population).backward()
+    expected = 0.5 * hypernet.generator.mean_codes.grad
+    assert expected.abs().sum() > 0
+    assert torch.allclose(ends[0] - ends[1], expected, atol=1e-5)
 
 
 def test_the_losses_see_the_networks_that_made_the_loss(monkeypatch):
@@ -364,6 +370,79 @@ def test_bad_arguments():
         fit(Classifier(), callback=HypernetCallback(target="net"))
     with pytest.raises(RuntimeError, match="built when a trainer sets the callback up"):
         HypernetCallback().hypernet  # noqa: B018
+
+
+def test_a_part_called_where_only_forward_is_generated():
+    with pytest.raises(RuntimeError, match=r"generated for self\(...\) alone; call self\(...\)"):
+        fit(Classifier(), callback=HypernetCallback(target="."))
+
+
+def test_a_hypernet_of_the_users_own_is_used():
+    module = Classifier()
+    module.model = Hypernet(module.model, samples=4)
+    with pytest.raises(ValueError, match="is a Hypernet already, with samples=4, not 8"):
+        fit(module, callback=HypernetCallback(samples=8))
+    own = module.model
+    callback, trainer = fit(module, callback=HypernetCallback(diversity="variance"))
+    assert callback.hypernet is own
+    assert "hypernet/variance" in trainer.callback_metrics
+    _, trainer = fit(module, callback=HypernetCallback(diversity="entropy"))
+    assert "hypernet/entropy" in trainer.callback_metrics
+
+
+def test_validation_before_training_and_the_sanity_check():
+    module = Classifier()
+    trainer = pl.Trainer(**QUIET, max_epochs=1, num_sanity_val_steps=2, callbacks=[HypernetCallback(samples=4)])
+    with pytest.warns(UserWarning, match="never estimated"):
+        trainer.validate(module, data(), verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the norm statistics")
+        trainer.fit(module, data(), data())
+
+
+def test_frozen_parameters_come_back_from_a_checkpoint(tmp_path):
+    module = Classifier()
+    module.model[0].requires_grad_(False)
+    _, trainer = fit(module)
+    path = tmp_path / "one.ckpt"
+    trainer.save_checkpoint(path)
+    loaded = Hypernet.from_checkpoint(path, Classifier().model)
+    assert torch.equal(loaded.target[0].weight, module.model.target[0].weight)
+
+
+def test_bfloat16_autocast():
+    module = Classifier()
+    fit(module, precision="bf16-mixed", max_epochs=1)
+    assert all(math.isfinite(loss) for loss in module.losses)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """Ranks draw different networks, search neighbours among all, and keep equal parameters."""
+    (tmp_path / "main.py").write_text(
+        """
+import sys
+import pytorch_lightning as pl, torch
+from pytorch_lightning.demos.boring_classes import BoringModel
+from lightning_hypernet import HypernetCallback
+
+class Model(BoringModel):
+    def on_train_end(self):
+        sums = self.all_gather(torch.stack([p.detach().sum() for p in self.parameters()]))
+        latents = self.all_gather(self.layer.sample(2).latents)
+        assert torch.equal(sums[0], sums[1]), "parameters differ"
+        assert not torch.equal(latents[0], latents[1]), "latents are equal"
+        print("both agree", flush=True)
+
+callback = HypernetCallback(target="layer", diversity={"entropy": 1e-3}, samples=4)
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, limit_train_batches=4, logger=False,
+                     limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, callbacks=[callback])
+trainer.fit(Model())
+"""
+    )
+    run = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "both agree" in run.stdout
 
 
 def test_gradients_accumulate_over_batches():

@@ -148,6 +148,7 @@ def test_attributes_and_methods_of_the_target():
     with hypernet.step():
         assert torch.equal(hypernet.features(x).relu(), hypernet(x))
         assert hypernet.zeros(3).shape == (3, 5)
+        assert torch.equal(hypernet.inner(x), hypernet.features(x))
     with pytest.raises(RuntimeError, match="Model.freeze returns nothing"):
         hypernet.freeze()
     with pytest.raises(AttributeError, match="'Hypernet' object has no attribute 'nothing'"):
@@ -182,6 +183,22 @@ def test_training_inputs_calibrate_what_is_sampled():
     (module,) = hypernet.eval().materialize(hypernet.sample(1))
     assert module[1].running_mean.abs().sum() > 0
     assert module[1].num_batches_tracked == 3
+
+
+def test_modes_of_submodules_are_kept():
+    target = convnet().train()
+    target[1].eval()
+    hypernet = Hypernet(target)
+    assert hypernet.training
+    assert not hypernet.target[1].training
+
+
+def test_remembered_inputs_follow_the_module():
+    hypernet = Hypernet(convnet(), samples=2, example_inputs=torch.randn(2, 1, 8, 8))
+    hypernet(torch.randn(16, 1, 8, 8))
+    hypernet.eval().double()
+    assert hypernet.ensemble(2)(torch.randn(3, 1, 8, 8, dtype=torch.float64)).shape == (3, 3)
+    assert hypernet.sample(2).example_outputs.dtype == torch.float64
 
 
 def test_an_empty_loader():

@@ -93,9 +93,12 @@ class Entropy(DiversityLoss):
 
     Args:
         p: 2 for Euclidean distances, 1 for sums of absolute differences.
-        coordinates: How many coordinates of the weights are read, drawn anew each time, or which; None: all.
+        coordinates: How many coordinates of the weights are read, drawn anew each time and alike on all ranks, or which
+            ones; None: all.
         samples: How many networks of the population are read; None: all.
     """
+
+    draws: Tensor
 
     def __init__(
         self,
@@ -107,13 +110,16 @@ class Entropy(DiversityLoss):
         if p not in (1, 2):
             raise ValueError(f"p must be 1 or 2, not {p}")
         self.p, self.coordinates, self.samples = p, coordinates, samples
+        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus its entropy, in nats."""
         vectors = population.gauged[: self.samples]
         if isinstance(self.coordinates, int):
-            chosen = torch.randperm(vectors.shape[1])[: self.coordinates].to(vectors.device)
-            vectors = vectors[:, chosen]
+            self.draws += 1
+            generator = torch.Generator().manual_seed(int(self.draws))
+            chosen = torch.randperm(vectors.shape[1], generator=generator)[: self.coordinates]
+            vectors = vectors[:, chosen.to(vectors.device)]
         elif self.coordinates is not None:
             vectors = vectors[:, list(self.coordinates)]
         return -entropy(vectors, population.latents.shape[1], self.p)

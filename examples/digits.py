@@ -135,7 +135,7 @@ def draw(callback: HypernetCallback, accuracies: Tensor, ensemble: float, folder
     axes.hist(accuracies, bins=20, color="tab:blue", alpha=0.8, label="members")
     axes.axvline(ensemble, color="tab:red", label=f"ensemble of {len(accuracies)}: {ensemble:.2f} %")
     axes.set(xlabel="test accuracy, %", ylabel="networks", title="Accuracy of sampled networks")
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(paths[0], dpi=120)
 
     population = callback.hypernet.sample(400)
@@ -145,7 +145,7 @@ def draw(callback: HypernetCallback, accuracies: Tensor, ensemble: float, folder
         chosen = (population.components == component).numpy()
         axes.scatter(*points[chosen].T, s=12, alpha=0.7, label=f"component {component}")
     axes.set(xlabel="first principal component", ylabel="second", title="400 sampled networks, all weights")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(paths[1], dpi=120)
     return paths
 

@@ -56,7 +56,7 @@ def test_public_names_exist_and_importing_does_nothing_else():
     [
         ("custom_diversity.py", [], "mean cosine between sampled networks"),
         ("timm_resnet.py", ["--steps", "3"], "ten plain resnets"),
-        ("digits.py", ["--epochs", "2"], "both trainings saw 1,792 images"),
+        ("digits.py", ["--epochs", "2"], "both trainings saw 1,024 images"),
     ],
 )
 def test_examples_run(example, arguments, expected, tmp_path):

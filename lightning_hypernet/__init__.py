@@ -3,6 +3,7 @@
 from lightning_hypernet.callback import HypernetCallback
 from lightning_hypernet.diversity import DiversityLoss
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.gauge import Gauge
 from lightning_hypernet.generator import GeneratorConfig
 from lightning_hypernet.hookspecs import hookimpl
 from lightning_hypernet.hypernet import Hypernet
@@ -11,6 +12,7 @@ from lightning_hypernet.population import Population
 __all__ = [
     "DiversityLoss",
     "Ensemble",
+    "Gauge",
     "GeneratorConfig",
     "Hypernet",
     "HypernetCallback",

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -20,18 +20,15 @@ from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import find_filters
+from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, build_gauge
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
+from lightning_hypernet.symmetry import ChannelGroups, SymmetryError, read_symmetries
 
 _CALIBRATION_EXAMPLES = 2048
 _FIRST_LATENTS = 64
-
-
-def identity(weights: Tensors) -> Tensors:
-    """The gauge that fixes nothing."""
-    return weights
 
 
 class Hypernet(nn.Module):
@@ -60,7 +57,10 @@ class Hypernet(nn.Module):
         generator: What the generator is made of, as a `GeneratorConfig` or the mapping of its fields.
         generate: Glob patterns over parameter names; what is left stays an ordinary parameter.
         exclude: Glob patterns of parameters that are not generated after all.
-        gauge: Maps weights to gauge-fixed weights for the diversity losses; None leaves them as they are.
+        gauge: What weight-space diversity losses see: ``"auto"`` and ``"scale"`` fix the scale of every channel group that the
+            graph of the target shows, ``"softmax"`` also the shift of the logits, ``"none"`` nothing; or a `Gauge`. A target
+            that can't be exported has no gauge and warns under ``"auto"``, and is an error otherwise. The graph is read once,
+            from the example inputs or the first batch.
         execution: ``"auto"``, ``"loop"`` or ``"vmap"``.
         reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
             ``(members, batch, ...)``.
@@ -92,7 +92,7 @@ class Hypernet(nn.Module):
         generator: GeneratorConfig | Mapping[str, Any] | None = None,
         generate: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
-        gauge: Callable[[Tensors], Tensors] | None = None,
+        gauge: GaugeName | Gauge = "auto",
         execution: ExecutionMode = "auto",
         reduce: Reduction = "mean",
         plugins: Sequence[object] = (),
@@ -100,6 +100,8 @@ class Hypernet(nn.Module):
         super().__init__()
         counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
+        if not isinstance(gauge, Gauge) and gauge not in get_args(GaugeName):
+            problems.append(f"gauge must be one of {get_args(GaugeName)} or a Gauge, not {gauge!r}")
         if reduce not in get_args(Reduction):
             problems.append(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
         if problems:
@@ -111,13 +113,14 @@ class Hypernet(nn.Module):
             **counts,
             "prior": prior if isinstance(prior, str) else None,
             "generator": _plain(dataclasses.asdict(config)),
+            "gauge": gauge if isinstance(gauge, str) else "none",
             "execution": execution,
             "reduce": reduce,
         }
         self.latent_dim, self.components, self.samples = latent_dim, components, samples
         self.prior = Prior(prior, latent_dim, components)
         self.reduce = reduce
-        self.gauge: Callable[[Tensors], Tensors] = gauge or identity
+        self._gauge = gauge
         generate, exclude = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
         self.banks = find_filters(target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit)
         self.options |= {"generate": ["*"], "exclude": list(self.banks.ordinary)}
@@ -132,6 +135,7 @@ class Hypernet(nn.Module):
         self.diversity: nn.Module | None = None
         self.population: Population | None = None
         self.diversity_read = False
+        self._groups: ChannelGroups | None = None
         self._in_step = self._stale = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._recent: deque[Arguments] = deque()
@@ -218,11 +222,45 @@ class Hypernet(nn.Module):
             components,
             self.generator(latents, components),
             self.banks,
-            self.gauge,
+            self.fix_gauge,
             n_components=self.components,
             run=self._run_stacked,
             examples=self.examples,
         )
+
+    # Symmetries
+
+    @property
+    def groups(self) -> ChannelGroups:
+        """The channel groups of the target, read off its graph once.
+
+        Raises:
+            SymmetryError: If there are no inputs to read it with, or the target can't be exported.
+        """
+        if self._groups is None:
+            inputs = self.examples
+            if inputs is None and self.population is not None and self.population.batch is not None:
+                inputs = self.population.batch.head(2)
+            if inputs is None:
+                raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
+            with torch.inference_mode(False), torch.no_grad():
+                members = self.generate(self.member_latents[:1], self.member_components[:1])
+                (network,) = self.executor.materialize_all(members.weights, {})
+                args, kwargs = inputs.restore(inputs.leaves)
+                self._groups = read_symmetries(network, args, kwargs, list(self.banks.shapes))
+        return self._groups
+
+    def fix_gauge(self, weights: Tensors) -> Tensors:
+        """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions."""
+        if not isinstance(self._gauge, Gauge):
+            try:
+                self._gauge = NoGauge() if self._gauge == "none" else build_gauge(self._gauge, self.groups)
+            except SymmetryError as error:
+                if self._gauge != "auto":
+                    raise
+                self._gauge = NoGauge()
+                warnings.warn(f"no gauge is fixed: {error}", stacklevel=2)
+        return self._gauge(weights)
 
     def _run_stacked(self, weights: Tensors, arguments: Arguments) -> Any:
         return stack(self.executor.run(weights, arguments))

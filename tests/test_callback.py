@@ -151,6 +151,7 @@ def vocabulary(size, length=6, n=24):
     return DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), 12)
 
 
+@pytest.mark.filterwarnings("ignore:no gauge is fixed")
 @pytest.mark.parametrize(
     ("make", "target", "loader"),
     [
@@ -170,6 +171,7 @@ def test_modules_that_others_wrote(make, target, loader):
     assert trainer.global_step > 0
 
 
+@pytest.mark.filterwarnings("ignore:no gauge is fixed")
 def test_a_stateful_recurrent_module_that_others_wrote():
     """It asks its model for initial states, and carries states from step to step."""
     pl.seed_everything(0, verbose=False)

@@ -62,7 +62,7 @@ class MutualInformation(DiversityLoss):
         """
         if self.latent == "component" and population.n_components < 2:
             raise ValueError("mutual_information with latent='component' needs components > 1")
-        inputs = self._features(population).shape[1]
+        inputs = population.banks.weights if self.reads == "weights" else self._features(population).shape[1]
         outputs = population.n_components if self.latent == "component" else self._latents(population).shape[1]
         self.q = nn.Sequential(
             nn.Linear(inputs, self.hidden), nn.LayerNorm(self.hidden), nn.ReLU(), nn.Linear(self.hidden, outputs)

@@ -1,0 +1,94 @@
+"""Random symmetry transformations, and what must hold under them, for any module."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hypernet.filters import find_filters
+from lightning_hypernet.gauge import ScaleGauge
+from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
+
+
+@dataclass
+class Report:
+    """Relative errors of the three properties, and how much is fixed."""
+
+    groups: ChannelGroups
+    transformed: float
+    gauged: float
+    invariant: float
+    filters: float
+    rows: float
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return ((one - other).abs().max() / other.abs().max().clamp(min=1e-300)).item()
+
+
+def run(module: nn.Module, weights: dict[str, Tensor], inputs: tuple) -> Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        output = torch.func.functional_call(module, {name: value[0] for name, value in weights.items()}, inputs)
+    return torch.cat([leaf.flatten() for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)])
+
+
+def random_weights(module: nn.Module, n: int = 1) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach()[None]
+        + torch.randn(n, *parameter.shape).double() * (parameter.std(correction=0).detach() + 0.02)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def prepared(module: nn.Module) -> nn.Module:
+    """In double precision and training mode; the eps of norm layers, which no scaling can follow, is taken out."""
+    for child in module.modules():
+        if isinstance(getattr(child, "eps", None), float):
+            child.eps = 1e-30
+        if isinstance(child, nn.modules.dropout._DropoutNd):
+            child.p = 0.0
+    return module.double().train()
+
+
+def shares(module: nn.Module, groups: ChannelGroups) -> tuple[float, float]:
+    """Which share of the filters has a fixed scale; and of the filters and the norm layers' channels, counted apart."""
+    fixed = total = rows = all_rows = 0
+    for bank in find_filters(module, Plugins().rules):
+        layers: dict[str, Tensor] = {}
+        for slot in bank.slots:
+            known = groups.producers.get(slot.parameter)
+            shape = dict(module.named_parameters())[slot.parameter].shape
+            scaled = torch.zeros(1, *shape) if known is None else (known < groups.count).expand(shape)[None].float()
+            found = (slot.gather(scaled)[0] > 0).any(1)
+            layer = slot.parameter.rpartition(".")[0]
+            layers[layer] = layers.get(layer, torch.zeros(bank.filters, dtype=torch.bool)) | found
+        fixed += int(torch.stack(list(layers.values())).any(0).sum())
+        total += bank.filters
+        rows += sum(int(one.sum()) for one in layers.values())
+        all_rows += sum(len(one) for one in layers.values())
+    return fixed / total, rows / all_rows
+
+
+def examine(module: nn.Module, *inputs: Tensor) -> Report:
+    """Transform random weights by a random symmetry and fix the gauge of both."""
+    module = prepared(module)
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    groups = read_symmetries(module, inputs, {}, [name for name, _ in module.named_parameters()])
+    weights = random_weights(module)
+    other = groups.transform(weights, (torch.randn(1, groups.count).double() * 0.7).exp())
+    gauge = ScaleGauge(groups)
+    fixed, also_fixed = gauge(weights), gauge(other)
+    before = run(module, weights, inputs)
+    return Report(
+        groups,
+        relative(run(module, other, inputs), before),
+        relative(run(module, fixed, inputs), before),
+        max(relative(also_fixed[name], fixed[name]) for name in fixed),
+        *shares(module, groups),
+    )
+
+
+def holds(report: Report, tolerance: float = 1e-9) -> bool:
+    return max(report.transformed, report.gauged, report.invariant) < tolerance

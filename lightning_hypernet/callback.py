@@ -41,7 +41,7 @@ class HypernetCallback(_Base):
 
     Args:
         target: Path of the module, such as ``"model"`` or ``"net.backbone"``; ``"."`` is the LightningModule's own forward.
-        diversity: Name of a diversity loss; or for every name its weight, or its arguments with a ``weight``.
+        diversity: Name of a diversity loss or several; or for every name its weight, or its arguments with a ``weight``.
         plugins: Plug-ins beside the installed ones.
         hypernet_options: Arguments of `Hypernet`.
 
@@ -64,7 +64,7 @@ class HypernetCallback(_Base):
     def __init__(
         self,
         target: str = "model",
-        diversity: str | Mapping[str, float | Mapping[str, Any]] | None = None,
+        diversity: str | Sequence[str] | Mapping[str, float | Mapping[str, Any]] | None = None,
         plugins: Sequence[object] = (),
         **hypernet_options: Any,
     ) -> None:

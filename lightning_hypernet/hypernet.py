@@ -25,6 +25,7 @@ from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
+from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry import ChannelGroups, SymmetryError, read_symmetries
 
 _CALIBRATION_EXAMPLES = 2048
@@ -462,25 +463,12 @@ class Hypernet(nn.Module):
         return total
 
     def summary(self) -> str:
-        """A table that names every parameter of the target: its bank, or why it is left as it is."""
-        lines = [("parameter", "shape", "bank", "filters x size")]
-        for name, shape in self.banks.shapes.items():
-            for bank in self.banks:
-                if any(slot.parameter == name for slot in bank.slots):
-                    tied = "".join(f" = {alias}" for alias in self.banks.aliases[name][1:])
-                    size = f"{bank.filters} x {bank.filter_size}"
-                    lines.append((name + tied, "x".join(map(str, shape)) or "scalar", bank.name, size))
-        for name, reason in self.banks.ordinary.items():
-            shape = tuple(self.target.get_parameter(name).shape)
-            lines.append((name, "x".join(map(str, shape)) or "scalar", "-", reason))
-        widths = [max(len(line[column]) for line in lines) for column in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        parameters = sum(parameter.numel() for parameter in self.generator.parameters())
-        table.append(
-            f"{self.banks.weights:,} weights in {len(self.banks)} banks of {self.banks.filters:,} filters, "
-            f"from a generator of {parameters:,} parameters"
-        )
-        return "\n".join(table)
+        """A table that names every parameter of the target: its bank and its gauge, or why it is left as it is."""
+        try:
+            groups = self.groups
+        except SymmetryError as error:
+            return f"{summarize(self.banks, self.target, self.generator, None)}\nsymmetries not read: {error}"
+        return summarize(self.banks, self.target, self.generator, groups)
 
     @classmethod
     def from_checkpoint(cls, path: str, target: nn.Module, name: str | None = None, plugins: Sequence[object] = ()) -> Hypernet:

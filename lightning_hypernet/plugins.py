@@ -100,11 +100,13 @@ class Plugins:
             raise ValueError(f"{layer.__name__} already has a filter rule")
         self.rules[layer] = rule
 
-    def build_diversity(self, diversity: str | Mapping[str, float | Mapping[str, Any]] | None) -> WeightedDiversity:
+    def build_diversity(
+        self, diversity: str | Sequence[str] | Mapping[str, float | Mapping[str, Any]] | None
+    ) -> WeightedDiversity:
         """Build the chosen losses.
 
         Args:
-            diversity: A name; or for every name its weight, or a mapping of its arguments with its ``weight``.
+            diversity: A name or several; or for every name its weight, or a mapping of its arguments with its ``weight``.
 
         Returns:
             Their weighted sum; empty for None.
@@ -113,13 +115,17 @@ class Plugins:
             ValueError: If a name is unknown.
             TypeError: If the arguments do not fit the loss.
         """
-        chosen = {diversity: {}} if isinstance(diversity, str) else dict(diversity or {})
+        names = (diversity,) if isinstance(diversity, str) else diversity or ()
+        chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
         losses, weights = {}, {}
         for name, options in chosen.items():
             if name not in self.losses:
                 raise ValueError(f"unknown diversity loss {name!r}; there are {', '.join(sorted(self.losses))}")
             arguments = dict(options) if isinstance(options, Mapping) else {"weight": options}
-            weights[name] = float(arguments.pop("weight", self.losses[name].default_weight))
+            weight = arguments.pop("weight", self.losses[name].default_weight)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise TypeError(f"the weight of the diversity loss {name!r} must be a number, not {weight!r}")
+            weights[name] = float(weight)
             try:
                 losses[name] = self.losses[name](**arguments)
             except TypeError as error:

@@ -36,7 +36,7 @@ class StackedTensors(nn.Module):
             self.get_buffer(name.replace(".", "/")).copy_(value)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Population:
     """Networks drawn in one step: latents, weights, gauge-fixed weights, outputs.
 
@@ -60,18 +60,22 @@ class Population:
     latents: Tensor
     components: Tensor
     weights: Mapping[str, Tensor]
-    banks: FilterBanks = field(repr=False)
-    gauge: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = field(repr=False)
-    buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    banks: FilterBanks
+    gauge: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
     n_components: int = 1
-    run: Callable[[Mapping[str, Tensor], Arguments], Any] | None = field(default=None, repr=False)
-    batch: Arguments | None = field(default=None, repr=False)
-    examples: Arguments | None = field(default=None, repr=False)
-    targets: Any = field(default=None, repr=False)
+    run: Callable[[Mapping[str, Tensor], Arguments], Any] | None = None
+    batch: Arguments | None = None
+    examples: Arguments | None = None
+    targets: Any = None
     probes: int = 32
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def __repr__(self) -> str:
+        components = self.components.unique().tolist()
+        return f"Population({len(self)} networks of {self.banks.weights:,} weights, components {components})"
 
     def __getitem__(self, index: slice | Tensor) -> Population:
         """A part of the population; takes a slice or a tensor of indices."""

@@ -198,7 +198,8 @@ class _Reader:
             if not len(led):
                 continue
             local = torch.full((self.shadow.count + 1,), len(led))
-            local[led] = torch.arange(len(led))
+            own = torch.arange(first, last)[torch.isin(label[first:last], led)]
+            local[own] = torch.searchsorted(led, label[own])
             rows = {name: local[self.shadow.uses[name].rows] for name in names}
             levels.append(Level(group[led], {name: one for name, one in rows.items() if (one < len(led)).any()}))
         pinned: dict[str, int] = {}

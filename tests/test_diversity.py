@@ -258,6 +258,9 @@ def test_weights_and_several_at_once():
     expected = 0.5 * values["entropy"] + 2 * values["variance"] + 1e-3 * values["output_entropy"]
     assert torch.allclose(diversity.total(values), expected)
     assert not Plugins().build_diversity(None).losses
+    assert Plugins().build_diversity(["entropy", "variance"]).weights == {"entropy": 1e-3, "variance": 1e-2}
+    with pytest.raises(TypeError, match="the weight of the diversity loss 'entropy' must be a number, not 'a'"):
+        Plugins().build_diversity({"entropy": "a"})
 
 
 def test_unknown_names_and_arguments():

@@ -137,7 +137,8 @@ def test_patterns_choose_what_is_generated():
     assert hypernet.target[0].bias is None
     summary = hypernet.summary()
     assert all(name in summary for name, _ in target.named_parameters())
-    assert "frozen" in summary
+    assert "left as it is: not chosen by the patterns" in summary
+    assert "symmetries not read: the symmetries are read with example inputs" in summary
 
 
 def test_custom_layer_by_plugin():

@@ -264,3 +264,4 @@ def test_parts_of_a_population():
     assert len(chosen) == 3
     assert torch.equal(chosen.vectors, population.vectors[population.components == 1])
     assert torch.equal(population[1:3].vectors, population.vectors[1:3])
+    assert repr(population) == "Population(6 networks of 67 weights, components [0, 1])"

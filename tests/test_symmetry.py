@@ -323,6 +323,15 @@ def test_diversity_losses_see_the_gauge():
     assert torch.equal(none.population.gauged, none.population.vectors)
 
 
+def test_the_summary_tells_the_gauge():
+    hypernet = Hypernet(Gated(), example_inputs=torch.randn(2, 3, 6, 6))
+    lines = hypernet.summary().splitlines()
+    table = {line.split()[0]: line.split()[-1] for line in lines[1:5]}
+    assert table == {"conv": "scale", "reduce": "scale", "expand": "-", "last": "-"}
+    assert "the scale of 8 of 15 filters is fixed, in 14 groups of channels" in lines
+    assert "pinned by sigmoid: 6 channels" in lines
+
+
 class Unreadable(nn.Linear):
     def forward(self, x):
         return super().forward(x) if x.sum().item() > 1e9 else super().forward(x) * 2

@@ -82,16 +82,18 @@ class ScaleGauge(Gauge):
         squares = found.new_zeros(len(found), count + 1)
         numbers = found.new_zeros(count + 1)
         for name, rows in level.rows.items():
-            weight = weights[name]
-            read = self.groups.consumers[name].to(weight.device)
+            weight, read = weights[name], self.groups.consumers[name].to(found.device)
+            numbers_each = weight[0].numel() / rows.numel()
+            axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
+            alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
+            squared = torch.linalg.vector_norm(weight, dim=alone, keepdim=True).square() if alone else weight.square()
             if (read < self.groups.count).any():
                 known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
-                weight = weight * known[:, read.clamp(max=found.shape[1])]
-            flat = rows.to(weight.device).reshape(-1)
-            axes = [axis + 1 for axis, size in enumerate(rows.shape) if size == 1]
-            summed = weight.square().sum(axes) if axes else weight.square()
+                squared = squared * known[:, read.clamp(max=found.shape[1])].square()
+            summed = squared.sum([axis + 1 for axis in axes]) if axes else squared
+            flat = rows.to(found.device).reshape(-1)
             squares = squares.index_add(1, flat, summed.reshape(len(weight), -1))
-            numbers = numbers.index_add(0, flat, numbers.new_full(flat.shape, weight[0].numel() / len(flat)))
+            numbers = numbers.index_add(0, flat, numbers.new_full(flat.shape, numbers_each))
         mean = squares[:, :count] / numbers[:count]
         return torch.where(mean > 0, mean, 1.0).sqrt()
 

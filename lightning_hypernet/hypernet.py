@@ -223,7 +223,7 @@ class Hypernet(nn.Module):
             components,
             self.generator(latents, components),
             self.banks,
-            self.fix_gauge,
+            self.gauge,
             n_components=self.components,
             run=self._run_stacked,
             examples=self.examples,
@@ -251,7 +251,7 @@ class Hypernet(nn.Module):
                 self._groups = read_symmetries(network, args, kwargs, list(self.banks.shapes))
         return self._groups
 
-    def fix_gauge(self, weights: Tensors) -> Tensors:
+    def gauge(self, weights: Tensors) -> Tensors:
         """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions."""
         if not isinstance(self._gauge, Gauge):
             try:

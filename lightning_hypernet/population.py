@@ -92,12 +92,12 @@ class Population:
     @cached_property
     def vectors(self) -> Tensor:
         """All weights of every network, as they are: ``(S, weights)``."""
-        return torch.cat([bank.flatten(1) for bank in self.banks.flatten(self.weights)], dim=1)
+        return _flatten(self.weights)
 
     @cached_property
     def gauged(self) -> Tensor:
         """All weights of every network in their gauge-fixed form: ``(S, weights)``."""
-        return torch.cat([bank.flatten(1) for bank in self.banks.flatten(self.gauge(self.weights))], dim=1)
+        return _flatten(self.gauge(self.weights))
 
     @cached_property
     def outputs(self) -> Tensor:
@@ -148,3 +148,8 @@ class Population:
         vectors = self.gauged.detach()
         spread = (vectors - vectors.mean(0)).square().sum() * 2 / max(len(vectors) - 1, 1)
         return (spread / vectors.square().sum(1).mean().clamp(min=torch.finfo(vectors.dtype).tiny)).sqrt()
+
+
+def _flatten(weights: Mapping[str, Tensor]) -> Tensor:
+    """All weights of every network in one vector, parameter by parameter: ``(S, weights)``."""
+    return torch.cat([value.flatten(1) for value in weights.values()], dim=1)

@@ -68,8 +68,9 @@ class ChannelGroups:
         """
         padded = torch.cat([factors, factors.new_ones(len(factors), 1)], dim=1)
         scaled = dict(weights)
-        for name in self.producers:
-            scaled[name] = scaled[name] * padded[:, self.producers[name]] / padded[:, self.consumers[name]]
+        for name, written in self.producers.items():
+            device = factors.device
+            scaled[name] = scaled[name] * (padded[:, written.to(device)] / padded[:, self.consumers[name].to(device)])
         return scaled
 
 

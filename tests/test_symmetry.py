@@ -266,7 +266,7 @@ def test_the_papers_rule_to_the_letter():
     target = mnist_target().double()
     hypernet = Hypernet(target, example_inputs=torch.randn(2, 1, 28, 28).double(), gauge="softmax")
     weights = random_weights(target, 3)
-    fixed = hypernet.fix_gauge(weights)
+    fixed = hypernet.gauge(weights)
     for index in range(3):
         expected = papers_rule({name: value[index] for name, value in weights.items()})
         for name, value in expected.items():
@@ -361,3 +361,20 @@ def test_timm_models(name, share, rows):
     assert holds(report), report
     assert report.filters >= share
     assert report.rows >= rows
+
+
+CONVOLUTIONAL = """
+resnet18 resnet50 resnext50_32x4d seresnet50 ecaresnet26t resnetv2_50 nf_resnet26 nf_regnet_b0 vgg11_bn vgg11 densenet121
+regnetx_002 regnety_002 mobilenetv3_small_100 mobilenetv2_100 efficientnet_b0 mnasnet_100 spnasnet_100 fbnetc_100 dla34 dla60x
+dpn48b hrnet_w18_small inception_v3 inception_v4 xception41 res2net50_26w_4s selecsls42b ese_vovnet19b_dw hardcorenas_a
+ghostnet_100 rexnet_100 lcnet_050 mixnet_s convnext_atto convmixer_768_32 skresnet18 cspresnet50 repvgg_a0 tresnet_m
+mobileone_s0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVOLUTIONAL.split())
+def test_convolutional_models_of_timm(name):
+    report = examine(timm.create_model(name, num_classes=10), torch.randn(2, 3, 96, 96))
+    assert holds(report), report
+    print(f"{name:28} filters {report.filters:.3f} rows {report.rows:.3f} pinned by {', '.join(report.groups.pinned)}")

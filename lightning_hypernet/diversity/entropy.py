@@ -27,6 +27,12 @@ def _of_all_ranks(vectors: Tensor) -> tuple[Tensor, int]:
     return torch.cat(gathered), distributed.get_rank() * len(vectors)
 
 
+def _with_gradient(vectors: Tensor, everyone: Tensor, nearest: Tensor, first: int) -> Tensor:
+    """The neighbours; those that are vectors of this rank pass gradients on."""
+    here = (nearest >= first) & (nearest < first + len(vectors))
+    return torch.where(here[:, None], vectors[(nearest - first).clamp(0, len(vectors) - 1)], everyone[nearest])
+
+
 def nearest_distances(vectors: Tensor, p: Literal[1, 2] = 2) -> Tensor:
     """Distance of every vector to its nearest other one.
 
@@ -49,19 +55,13 @@ def nearest_distances(vectors: Tensor, p: Literal[1, 2] = 2) -> Tensor:
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     with torch.no_grad():
         everyone, first = _of_all_ranks(vectors)
-        center = everyone.mean(0)
-        distances = torch.cdist(vectors - center, everyone - center, p=p)
-        own = torch.arange(len(vectors), device=vectors.device)
-        distances[own, first + own] = math.inf
-        nearest = distances.argmin(1)
-    here = (nearest >= first) & (nearest < first + len(vectors))
-    neighbours = torch.where(here[:, None], vectors[(nearest - first).clamp(0, len(vectors) - 1)], everyone[nearest])
-    differences = vectors - neighbours
-    if p == 1:
-        return differences.abs().sum(1)
-    squares = differences.square().sum(1)
-    zero = squares == 0
-    return torch.where(zero, 1.0, squares).sqrt().masked_fill(zero, 0.0)
+        own = torch.arange(first, first + len(vectors), device=vectors.device)
+        centered = everyone - everyone.mean(0)
+        distances = torch.cdist(centered[own] if _ranks() > 1 else centered, centered, p, "use_mm_for_euclid_dist")
+        nearest = distances.index_put((own - first, own), distances.new_tensor(math.inf)).argmin(1)
+    neighbours = vectors[nearest] if _ranks() == 1 else _with_gradient(vectors, everyone, nearest, first)
+    distances_to_nearest: Tensor = torch.linalg.vector_norm(vectors - neighbours, p, dim=1)
+    return distances_to_nearest
 
 
 def entropy(vectors: Tensor, dimension: int, p: Literal[1, 2] = 2, eps: float = 1e-8) -> Tensor:

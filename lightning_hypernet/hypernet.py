@@ -244,7 +244,8 @@ class Hypernet(nn.Module):
                 inputs = self.population.batch.head(2)
             if inputs is None:
                 raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
-            with torch.inference_mode(False), torch.no_grad():
+            device = self.member_latents.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
                 members = self.generate(self.member_latents[:1], self.member_components[:1])
                 (network,) = self.executor.materialize_all(members.weights, {})
                 args, kwargs = inputs.restore(inputs.leaves)

@@ -77,10 +77,8 @@ def _homogeneous(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
 def _pool(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     """Windows take elements of one channel together; the channel may have several identities only if they are one."""
     ids = shadow.ids_of(args[0])
-    meta = meta[0] if isinstance(meta, (tuple, list)) else meta
-    spatial = [dim for dim in range(-ids.ndim, 0) if dim >= -_SPATIAL.get(shadow.operation, 2)]
-    pooled = Ids(shadow.merge(ids, spatial).expand(meta.shape))
-    return (pooled, pooled) if shadow.operation.endswith("with_indices") else pooled
+    merged = shadow.merge(ids, list(range(-_SPATIAL[shadow.operation], 0)))
+    return tree_map(lambda one: Ids(merged.expand(one.shape)), meta)
 
 
 def _reduce(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:

@@ -93,7 +93,7 @@ def read_symmetries(
         The groups.
 
     Raises:
-        SymmetryError: If the target cannot be exported.
+        SymmetryError: If the target cannot be exported or its graph can't be read.
     """
     modes = [(module, module.training) for module in target.modules()]
     try:
@@ -106,7 +106,12 @@ def read_symmetries(
     finally:
         for module, mode in modes:
             module.training = mode
-    return _Reader(program, frozenset(generated)).read()
+    reader = _Reader(program, frozenset(generated))
+    try:
+        return reader.read()
+    except Exception as error:
+        operation = reader.shadow.operation
+        raise SymmetryError(f"the graph of {type(target).__name__} can't be read at {operation!r}: {error}") from error
 
 
 class _Reader:

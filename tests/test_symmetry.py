@@ -135,7 +135,27 @@ class Odd(nn.Module):
         return self.c(y * z + z.square()) + a[:, torch.tensor([1, 0, 2, 2, 5, 4])]
 
 
+class InPlace(nn.Module):
+    """Views that are overwritten, and a pooling with indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+        self.gain = nn.Parameter(torch.rand(6, 1, 1) + 0.5)
+
+    def forward(self, x):
+        x = self.first(x)
+        x[:, :2].mul_(x[:, 2:4].sigmoid())
+        F.relu_(x[:, 1:5])
+        x, _ = F.adaptive_max_pool2d(x, 2, return_indices=True)
+        y = self.second(x).relu_()
+        y.mul_(self.gain)
+        y[:, 4:].add_(1.0)
+        return self.third(y.div_(2.0)).mean((2, 3))
+
+
 MODULES = {
+    "in_place": (InPlace, (3, 3, 8, 8), None),
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.LeakyReLU(), nn.Linear(6, 3)), (4, 5), 13),
     "lenet": (mnist_target, (2, 1, 28, 28), 56),
     "residual": (Residual, (2, 3, 6, 6), 6 + 5),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import itertools
 import warnings
 from collections import deque
@@ -22,6 +21,7 @@ from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import find_filters
 from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, build_gauge
 from lightning_hypernet.generator import Generator, GeneratorConfig
+from lightning_hypernet.part import attribute_of
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
@@ -159,7 +159,7 @@ class Hypernet(nn.Module):
             target = self.__dict__.get("_modules", {}).get("target")
             if target is None or name.startswith("_") or not hasattr(target, name):
                 raise
-        return _of_target(self, target, name)
+        return attribute_of(target, name, self._call)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
@@ -503,30 +503,6 @@ class Hypernet(nn.Module):
         }
         hypernet.load_state_dict(state)
         return hypernet.eval()
-
-
-def _of_target(hypernet: Hypernet, owner: nn.Module, name: str, path: str = "") -> Any:
-    """An attribute of the target; methods and submodules run with generated weights."""
-    value = getattr(owner, name)
-    path = f"{path}.{name}" if path else name
-    if isinstance(value, nn.Module):
-        return _Part(hypernet, value, path)
-    if inspect.ismethod(value) and value.__self__ is owner:
-        return lambda *args, **kwargs: hypernet._call(path, args, kwargs)
-    return value
-
-
-class _Part:
-    """A submodule of the target, as the Hypernet shows it: it runs with generated weights."""
-
-    def __init__(self, hypernet: Hypernet, module: nn.Module, path: str) -> None:
-        self._hypernet, self._module, self._path = hypernet, module, path
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._hypernet._call(self._path, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return _of_target(self._hypernet, self._module, name, self._path)
 
 
 def _plain(value: Any) -> Any:

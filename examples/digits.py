@@ -174,13 +174,13 @@ def main() -> None:
 
     pl.seed_everything(options.seed, verbose=False)
     console.print("the same as the target of a hypernetwork")
-    module = Classifier(lr=4e-3)
+    module = Classifier(lr=3e-3)
     callback = HypernetCallback(
         target="model",
         diversity={"entropy": 1e-3},
         components=10,
         samples=10,
-        generator={"hidden": (128, 128)},
+        generator={"hidden": (200, 200)},
         gauge="none",  # with the gauge, members disagree less here and the ensemble gains no more
     )
     train(module, data, options.epochs, [callback])

@@ -119,7 +119,7 @@ def build_gauge(name: GaugeName, groups: ChannelGroups) -> Gauge:
 
     Args:
         name: ``"auto"`` and ``"scale"``: the scale of every channel group. ``"softmax"``: also the shift of the logits, which
-            a softmax does not see; only where the outputs feed one. ``"none"``: no gauge.
+            a softmax does not see; only where the outputs feed one.
         groups: The channel groups of the target.
 
     Returns:
@@ -128,8 +128,6 @@ def build_gauge(name: GaugeName, groups: ChannelGroups) -> Gauge:
     Raises:
         SymmetryError: If the shift of the logits shall be fixed and the output is not a linear layer's with a generated bias.
     """
-    if name == "none":
-        return NoGauge()
     if name != "softmax":
         return ScaleGauge(groups)
     if groups.output is None:

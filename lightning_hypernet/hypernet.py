@@ -121,7 +121,7 @@ class Hypernet(nn.Module):
         self.latent_dim, self.components, self.samples = latent_dim, components, samples
         self.prior = Prior(prior, latent_dim, components)
         self.reduce = reduce
-        self._gauge = gauge
+        self._gauge = NoGauge() if gauge == "none" else gauge
         generate, exclude = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
         self.banks = find_filters(target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit)
         self.options |= {"generate": ["*"], "exclude": list(self.banks.ordinary)}
@@ -256,7 +256,7 @@ class Hypernet(nn.Module):
         """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions."""
         if not isinstance(self._gauge, Gauge):
             try:
-                self._gauge = NoGauge() if self._gauge == "none" else build_gauge(self._gauge, self.groups)
+                self._gauge = build_gauge(self._gauge, self.groups)
             except SymmetryError as error:
                 if self._gauge != "auto":
                     raise
@@ -506,11 +506,10 @@ class Hypernet(nn.Module):
 
 
 def _plain(value: Any) -> Any:
-    return (
-        [_plain(entry) for entry in value]
-        if isinstance(value, (tuple, list))
-        else ({key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value)
-    )
+    """Lists in place of tuples, all the way down, as a checkpoint and YAML hold them."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 def _examples(target: nn.Module, example_inputs: Any, reference: Tensor) -> Arguments | None:

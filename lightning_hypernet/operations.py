@@ -143,7 +143,7 @@ def _scale_by(shadow: Shadow, ids: Tensor, leaf: Leaf, meta: Any) -> Ids:
         return Ids(shadow.zeros(meta.shape))
     shape = (1,) * (ids.ndim - len(leaf.shape)) + leaf.shape
     columns = shadow.merge(ids, [dim for dim, size in enumerate(shape) if size == 1])
-    fresh = shadow.write(math.prod(shape), {leaf: leaf.shape}, columns.reshape(leaf.shape))
+    fresh = shadow.write(leaf, leaf.shape, columns.reshape(leaf.shape))
     return Ids(fresh.reshape(shape).expand(meta.shape))
 
 
@@ -161,7 +161,7 @@ def _gate(shadow: Shadow, one: Tensor, other: Tensor) -> Ids:
 def _affine(shadow: Shadow, weight: Any, bias: Any, count: int) -> Tensor:
     """The identities that a norm layer writes, from its scale and shift."""
     if isinstance(weight, Leaf):
-        return _shifted(shadow, shadow.write(count, {weight: weight.shape}), bias)
+        return _shifted(shadow, shadow.write(weight, weight.shape), bias)
     ids = shadow.zeros((count,)) if weight is None else shadow.ids_of(weight).reshape(-1)
     return _shifted(shadow, ids, bias)
 
@@ -181,7 +181,7 @@ def _read_leaf(shadow: Shadow, value: Any, kept: Sequence[int]) -> Tensor:
     if not isinstance(value, Leaf):
         return shadow.ids_of(value)
     shape = tuple(size if dim in kept else 1 for dim, size in enumerate(value.shape))
-    return shadow.write(math.prod(shape), {value: shape}).reshape(shape).expand(value.shape)
+    return shadow.write(value, shape).reshape(shape).expand(value.shape)
 
 
 def _batch_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
@@ -217,7 +217,7 @@ def _group_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     return Ids(written.reshape(1, -1, *(1,) * (ids.ndim - 2)).expand(meta.shape))
 
 
-def _layer(shadow: Shadow, weight: Any, bias: Any, read: Tensor, columns: Tensor, outputs: int, axis: int) -> Tensor:
+def _layer(shadow: Shadow, weight: Any, bias: Any, read: Tensor, columns: Tensor, axis: int) -> Tensor:
     """What a linear or convolution layer writes.
 
     Args:
@@ -226,7 +226,6 @@ def _layer(shadow: Shadow, weight: Any, bias: Any, read: Tensor, columns: Tensor
         bias: The bias, or None.
         read: Identities of the input channels.
         columns: Identities of what each element of the weight reads, of a shape that broadcasts against it.
-        outputs: Number of output channels.
         axis: Axis of the weight that enumerates them.
 
     Returns:
@@ -234,7 +233,7 @@ def _layer(shadow: Shadow, weight: Any, bias: Any, read: Tensor, columns: Tensor
     """
     if isinstance(weight, Leaf):
         shape = tuple(size if dim == axis else 1 for dim, size in enumerate(weight.shape))
-        return _shifted(shadow, shadow.write(outputs, {weight: shape}, columns), bias)
+        return _shifted(shadow, shadow.write(weight, shape, columns), bias)
     shadow.pin(Ids(read))
     ids = shadow.ids_of(weight)
     return _shifted(shadow, shadow.merge(ids, [dim for dim in range(ids.ndim) if dim != axis]).reshape(-1), bias)
@@ -246,7 +245,7 @@ def _linear(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     ids = shadow.ids_of(args[0])
     read = shadow.merge(ids, list(range(ids.ndim - 1))).reshape(-1)
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    written = _layer(shadow, args[1], bias, read, read[None], meta.shape[-1], 0)
+    written = _layer(shadow, args[1], bias, read, read[None], 0)
     return Ids(written.expand(meta.shape))
 
 
@@ -263,7 +262,7 @@ def _conv(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     if groups > 1:
         columns = columns.expand(groups, outputs // groups, -1).reshape(outputs, 1, -1)
     columns = columns.reshape(-1, columns.shape[-1], *spatial)
-    return _over_space(shadow, _layer(shadow, named["weight"], named.get("bias"), read, columns, outputs, 0), meta)
+    return _over_space(shadow, _layer(shadow, named["weight"], named.get("bias"), read, columns, 0), meta)
 
 
 def _conv_transpose(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
@@ -276,7 +275,7 @@ def _conv_transpose(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     read = shadow.merge(ids, [dim for dim in range(ids.ndim) if dim != channel]).reshape(-1)
     outputs = meta.shape[channel]
     inputs, spatial = weight.shape[0], (1,) * _SPATIAL[shadow.operation]
-    fresh = shadow.write(outputs, {})
+    fresh = shadow.fresh_writer(outputs)
     rows = fresh.reshape(groups, 1, -1).expand(groups, inputs // groups, -1).reshape(inputs, -1, *spatial)
     shadow.use(weight, rows, read.reshape(-1, 1, *spatial))
     shadow.also_written(fresh, weight)
@@ -290,14 +289,14 @@ def _over_space(shadow: Shadow, written: Tensor, meta: Any) -> Ids:
 def _embedding(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     if not isinstance(args[0], Leaf):
         return None
-    return Ids(shadow.write(meta.shape[-1], {args[0]: (1, meta.shape[-1])}).expand(meta.shape))
+    return Ids(shadow.write(args[0], (1, meta.shape[-1])).expand(meta.shape))
 
 
 def _matmul(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     one, other = args[:2]
     if isinstance(other, Leaf) and isinstance(one, Ids) and len(other.shape) == 2:
         read = shadow.merge(one.ids, list(range(one.ids.ndim - 1))).reshape(-1)
-        return Ids(_layer(shadow, other, None, read, read[:, None], meta.shape[-1], 1).expand(meta.shape))
+        return Ids(_layer(shadow, other, None, read, read[:, None], 1).expand(meta.shape))
     if isinstance(one, Leaf) or isinstance(other, Leaf):
         return None
     left, right = shadow.ids_of(one), shadow.ids_of(other)

@@ -94,13 +94,20 @@ class Shadow:
         first, self.count = self.count, self.count + count
         return torch.arange(first, self.count)
 
-    def write(self, count: int, leaves: dict[Leaf, tuple[int, ...]], columns: Tensor | None = None) -> Tensor:
-        """New identities that parameters write, each in the shape given; what is read scales against `columns`."""
+    def write(self, leaf: Leaf, shape: tuple[int, ...], columns: Tensor | None = None) -> Tensor:
+        """New identities, as many as the shape holds, that a parameter writes in that shape.
+
+        What the parameter reads scales against `columns`.
+        """
+        fresh = self.fresh_writer(math.prod(shape))
+        self.use(leaf, fresh.reshape(shape), columns)
+        self.also_written(fresh, leaf)
+        return fresh
+
+    def fresh_writer(self, count: int) -> Tensor:
+        """New identities whose writers are still to be noted."""
         fresh = self.fresh(count)
         self.writers.append((int(fresh[0]), int(fresh[-1]) + 1, []))
-        for leaf, shape in leaves.items():
-            self.use(leaf, fresh.reshape(shape), columns)
-            self.also_written(fresh, leaf)
         return fresh
 
     def also_written(self, ids: Tensor, leaf: Leaf) -> None:
@@ -178,7 +185,7 @@ class Shadow:
             if math.prod(value.shape) > FEW:
                 self.pin(value)
                 return self.zeros(value.shape)
-            return self.write(math.prod(value.shape), {value: value.shape}).reshape(value.shape)
+            return self.write(value, value.shape).reshape(value.shape)
         return self.zeros(value.shape)
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_hypernet.symmetry import ChannelGroups, Level, SymmetryError
+from lightning_hypernet.graph import SymmetryError
+from lightning_hypernet.symmetry import ChannelGroups, Level
 
 GaugeName = Literal["auto", "scale", "softmax", "none"]
 

@@ -21,12 +21,13 @@ from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import find_filters
 from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, build_gauge
 from lightning_hypernet.generator import Generator, GeneratorConfig
+from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.part import attribute_of
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
 from lightning_hypernet.summary import summarize
-from lightning_hypernet.symmetry import ChannelGroups, SymmetryError, read_symmetries
+from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
 
 _CALIBRATION_EXAMPLES = 2048
 _FIRST_LATENTS = 64

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from lightning_hypernet import Hypernet
 from lightning_hypernet.diversity import Entropy
 from lightning_hypernet.gauge import ScaleGauge
-from lightning_hypernet.symmetry import SymmetryError, read_symmetries
+from lightning_hypernet.graph import SymmetryError
+from lightning_hypernet.symmetry import read_symmetries
 from tests.symmetries import examine, holds, prepared, random_weights, relative, run
 from tests.targets import Tied
 from tests.test_generator import mnist_target

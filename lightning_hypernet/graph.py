@@ -1,0 +1,165 @@
+"""The exported graph of a target, run on identities in place of numbers."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_hypernet.operations import SHAPE_OPERATIONS, shape_operation
+from lightning_hypernet.shadow import Ids, Leaf, Shadow
+
+Handler = Callable[[Shadow, Any, Any, Any], Any]
+"""Maps the shadow, arguments, keyword arguments and the result's meta data to identities; None: what it reads is pinned."""
+
+
+class SymmetryError(RuntimeError):
+    """The graph of a target can't be read; the message says why."""
+
+
+def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Export a target in evaluation mode; its modes are left as they were.
+
+    Args:
+        target: The target with its own weights.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+
+    Returns:
+        The exported program.
+
+    Raises:
+        SymmetryError: If the target cannot be exported.
+    """
+    modes = [(module, module.training) for module in target.modules()]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(target.eval(), args, kwargs, strict=False)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SymmetryError(f"{type(target).__name__} cannot be exported: {reason}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_shadow(program: ExportedProgram, generated: Sequence[str], handlers: Mapping[str, Handler]) -> Shadow:
+    """Run a graph on identities.
+
+    Args:
+        program: The exported target.
+        generated: Names of the parameters that symmetries may change.
+        handlers: For every operation that is known, what it does to identities; the others pin what they read. Shape operations
+            act on the identities themselves.
+
+    Returns:
+        The identities, what unites them and what pins them.
+
+    Raises:
+        SymmetryError: If the graph can't be read.
+    """
+    reader = _Reader(program, frozenset(generated), handlers)
+    try:
+        reader.run()
+    except Exception as error:
+        raise SymmetryError(f"the graph can't be read at {reader.shadow.operation!r}: {error}") from error
+    return reader.shadow
+
+
+class _Reader:
+    """Follows the nodes of one graph."""
+
+    def __init__(self, program: ExportedProgram, generated: frozenset[str], handlers: Mapping[str, Handler]) -> None:
+        self.program = program
+        self.generated = generated
+        self.handlers = handlers
+        self.shadow = Shadow()
+
+    def run(self) -> None:
+        signature = self.program.graph_signature
+        state = {**self.program.state_dict, **self.program.constants}
+        environment: dict[Node, Any] = {}
+        for node in self.program.graph.nodes:
+            environment[node] = None
+            if node.op == "placeholder":
+                environment[node] = self._placeholder(node, signature, state)
+            elif node.op == "call_function":
+                environment[node] = self._call(node, environment)
+                if operation_of(node).endswith("_") and isinstance(node.args[0], Node):
+                    environment[node.args[0]] = environment[node]
+            elif node.op == "output":
+                self.shadow.operation = "output"
+                for value in tree_leaves(torch.fx.node.map_arg(node.args, environment.__getitem__)):
+                    self.shadow.pin(value)
+
+    def _placeholder(self, node: Node, signature: Any, state: Mapping[str, Tensor]) -> Any:
+        name = signature.inputs_to_parameters.get(node.name)
+        if name in self.generated:
+            return Leaf(name, tuple(state[name].shape))
+        fixed = name or signature.inputs_to_buffers.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        if fixed is not None:
+            return state[fixed]
+        value = node.meta.get("val")
+        return Ids(torch.zeros((), dtype=torch.long).expand(value.shape)) if isinstance(value, Tensor) else value
+
+    def _call(self, node: Node, environment: Mapping[Node, Any]) -> Any:
+        resolved: Any = torch.fx.node.map_arg((node.args, node.kwargs), environment.__getitem__)
+        args, kwargs = resolved
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        name = operation_of(node)
+        self.shadow.in_place = name.endswith("_")
+        self.shadow.operation = name = name.rstrip("_")
+        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, (Ids, Leaf))]
+        meta = node.meta.get("val")
+        if not values:
+            return self._constant(node, args, kwargs, meta)
+        if name in SHAPE_OPERATIONS:
+            result = shape_operation(self.shadow, node, args, kwargs)
+        else:
+            result = self.handlers[name](self.shadow, args, kwargs, meta) if name in self.handlers else None
+        if result is None:
+            for value in values:
+                self.shadow.pin(value)
+            return self._pinned(meta)
+        return result
+
+    def _pinned(self, meta: Any) -> Any:
+        return tree_map(lambda one: Ids(self.shadow.zeros(one.shape)) if isinstance(one, Tensor) else one, meta)
+
+    def _constant(self, node: Node, args: Any, kwargs: Any, meta: Any) -> Any:
+        """Constants are computed, so that indices are known; what can't be is pinned."""
+        args, kwargs = tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, (args, kwargs))
+        try:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception:
+            return self._pinned(meta)
+
+
+def operation_of(node: Node) -> str:
+    """The operation, as in aten.NAME.overload; in-place ones end in an underscore."""
+    parts = str(node.target).split(".")
+    return parts[1] if parts[0] == "aten" else str(node.target)
+
+
+def components(count: int, edges: Sequence[Tensor]) -> Tensor:
+    """For every node the least node that it is connected with: ``(count,)``, from edges ``(2, n)``."""
+    label = torch.arange(count)
+    if not edges:
+        return label
+    one, other = torch.cat(list(edges), dim=1)
+    while True:
+        least = torch.minimum(label[one], label[other])
+        updated = label.scatter_reduce(0, label[one], least, "amin").scatter_reduce(0, label[other], least, "amin")
+        updated = updated[updated]
+        if torch.equal(updated, label):
+            return label
+        label = updated

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lightning_hypernet.graph import SymmetryError
+from lightning_hypernet.permutation import Block
 from lightning_hypernet.symmetry import ChannelGroups, Level
 
-GaugeName = Literal["auto", "scale", "softmax", "none"]
+GaugeName = Literal["auto", "scale", "softmax", "permutation", "none"]
+_SWEEPS = 50
 
 
 class Gauge(ABC):
@@ -115,13 +119,93 @@ class LogitShiftGauge(Gauge):
         return {**weights, self.bias: bias - bias.mean(1, keepdim=True)}
 
 
-def build_gauge(name: GaugeName, groups: ChannelGroups) -> Gauge:
+class PermutationGauge(Gauge):
+    """Sorts the channels of every block by the sum of the numbers that write them first.
+
+    Args:
+        blocks: The blocks of interchangeable channels of the target.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Map weights ``{name: (S, *shape)}`` to weights of the same functions with sorted channels."""
+        for block in self.blocks:
+            weights = block.permute(weights, block.parts[0].gather(weights).detach().sum(-1).argsort(-1))
+        return weights
+
+
+def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks: Sequence[Block]) -> Mapping[str, Tensor]:
+    """Permute the channels of networks so that they come to lie as near as can be to other networks.
+
+    Weight matching: one block after the other is matched by linear assignment while the others stay, until nothing changes. The
+    problem is NP-hard; what is found is a local optimum.
+
+    References:
+        | Git Re-Basin: Merging Models modulo Permutation Symmetries (Ainsworth et al., 2022)
+        | https://arxiv.org/abs/2209.04836
+
+    Args:
+        weights: ``{name: (S, *shape)}``.
+        reference: ``{name: (S, *shape)}``, what each is matched with.
+        blocks: The blocks of interchangeable channels of the target.
+
+    Returns:
+        Weights of the same functions.
+    """
+    for _ in range(_SWEEPS):
+        changed = False
+        for block in blocks:
+            likeness = sum(part.gather(weights) @ part.gather(reference).mT for part in block.parts)
+            assert isinstance(likeness, Tensor)
+            matches = [linear_sum_assignment(one.T, maximize=True)[1] for one in likeness.detach().double().cpu().numpy()]
+            order = torch.as_tensor(np.stack(matches), device=likeness.device)
+            if not torch.equal(order, torch.arange(block.size, device=order.device).expand_as(order)):
+                weights, changed = block.permute(weights, order), True
+        if not changed:
+            break
+    return weights
+
+
+def symmetry_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], gauge: Gauge, blocks: Sequence[Block]) -> Tensor:
+    r"""Distance of networks from others, relative to their size, after their symmetries are taken out.
+
+    .. math:: |w - w'| \Big/ \sqrt{\tfrac{1}{2} (|w|^2 + |w'|^2)}
+
+    of the gauge-fixed weights, those of the other networks aligned: 0 for networks that a symmetry maps to each other, about
+    1.41 for independent ones. Alignment starts as they are and from sorted channels; the nearer one counts.
+
+    Args:
+        one: ``{name: (S, *shape)}``.
+        other: ``{name: (S, *shape)}``.
+        gauge: Fixes the scales.
+        blocks: The blocks of interchangeable channels of the target.
+
+    Returns:
+        ``(S,)``.
+    """
+    one, other = gauge(one), gauge(other)
+    by_key = PermutationGauge(blocks)
+    sorted_one, sorted_other = by_key(one), by_key(other)
+    pairs = ((one, align(other, one, blocks)), (sorted_one, align(sorted_other, sorted_one, blocks)))
+    nearest = torch.stack([_squares({name: here[name] - there[name] for name in here}) for here, there in pairs]).amin(0)
+    return (nearest * 2 / (_squares(one) + _squares(other))).sqrt()
+
+
+def _squares(weights: Mapping[str, Tensor]) -> Tensor:
+    """Sum of squares of all weights of each network: ``(S,)``."""
+    return torch.stack([value.flatten(1).square().sum(1) for value in weights.values()]).sum(0)
+
+
+def build_gauge(name: GaugeName, groups: ChannelGroups, blocks: Callable[[], Sequence[Block]]) -> Gauge:
     """The gauge of a name.
 
     Args:
         name: ``"auto"`` and ``"scale"``: the scale of every channel group. ``"softmax"``: also the shift of the logits, which
-            a softmax does not see; only where the outputs feed one.
+            a softmax does not see; only where the outputs feed one. ``"permutation"``: the scale, and the order of channels.
         groups: The channel groups of the target.
+        blocks: Gives its blocks of interchangeable channels.
 
     Returns:
         The gauge.
@@ -129,6 +213,8 @@ def build_gauge(name: GaugeName, groups: ChannelGroups) -> Gauge:
     Raises:
         SymmetryError: If the shift of the logits shall be fixed and the output is not a linear layer's with a generated bias.
     """
+    if name == "permutation":
+        return ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks()))
     if name != "softmax":
         return ScaleGauge(groups)
     if groups.output is None:

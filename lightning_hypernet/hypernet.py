@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,10 +19,11 @@ from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import find_filters
-from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, build_gauge
+from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge, symmetry_distance
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.part import attribute_of
+from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
@@ -31,6 +32,7 @@ from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
 
 _CALIBRATION_EXAMPLES = 2048
 _FIRST_LATENTS = 64
+_T = TypeVar("_T")
 
 
 class Hypernet(nn.Module):
@@ -60,7 +62,8 @@ class Hypernet(nn.Module):
         generate: Glob patterns over parameter names; what is left stays an ordinary parameter.
         exclude: Glob patterns of parameters that are not generated after all.
         gauge: What weight-space diversity losses see: ``"auto"`` and ``"scale"`` fix the scale of every channel group that the
-            graph of the target shows, ``"softmax"`` also the shift of the logits, ``"none"`` nothing; or a `Gauge`. A target
+            graph of the target shows, ``"softmax"`` also the shift of the logits, ``"permutation"`` also the order of channels,
+            ``"none"`` nothing; or a `Gauge`. A target
             that can't be exported has no gauge and warns under ``"auto"``, and is an error otherwise. The graph is read once,
             from the example inputs or the first batch.
         execution: ``"auto"``, ``"loop"`` or ``"vmap"``.
@@ -138,6 +141,7 @@ class Hypernet(nn.Module):
         self.population: Population | None = None
         self.diversity_read = False
         self._groups: ChannelGroups | None = None
+        self._blocks: Sequence[Block] | None = None
         self._in_step = self._stale = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._recent: deque[Arguments] = deque()
@@ -240,30 +244,60 @@ class Hypernet(nn.Module):
             SymmetryError: If there are no inputs to read it with, or the target can't be exported.
         """
         if self._groups is None:
-            inputs = self.examples
-            if inputs is None and self.population is not None and self.population.batch is not None:
-                inputs = self.population.batch.head(2)
-            if inputs is None:
-                raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
-            device = self.member_latents.device.type
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                members = self.generate(self.member_latents[:1], self.member_components[:1])
-                (network,) = self.executor.materialize_all(members.weights, {})
-                args, kwargs = inputs.restore(inputs.leaves)
-                self._groups = read_symmetries(network, args, kwargs, list(self.banks.shapes))
+            self._groups = self._read(read_symmetries)
         return self._groups
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks of interchangeable channels of the target, read off its graph once.
+
+        Raises:
+            SymmetryError: If there are no inputs to read it with, or the target can't be exported.
+        """
+        if self._blocks is None:
+            self._blocks = self._read(read_permutations)
+        return self._blocks
+
+    def _read(self, reader: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Sequence[str]], _T]) -> _T:
+        inputs = self.examples
+        if inputs is None and self.population is not None and self.population.batch is not None:
+            inputs = self.population.batch.head(2)
+        if inputs is None:
+            raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
+        device = self.member_latents.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            members = self.generate(self.member_latents[:1], self.member_components[:1])
+            (network,) = self.executor.materialize_all(members.weights, {})
+            args, kwargs = inputs.restore(inputs.leaves)
+            return reader(network, args, kwargs, list(self.banks.shapes))
 
     def gauge(self, weights: Tensors) -> Tensors:
         """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions."""
         if not isinstance(self._gauge, Gauge):
             try:
-                self._gauge = build_gauge(self._gauge, self.groups)
+                self._gauge = build_gauge(self._gauge, self.groups, lambda: self.blocks)
             except SymmetryError as error:
                 if self._gauge != "auto":
                     raise
                 self._gauge = NoGauge()
                 warnings.warn(f"no gauge is fixed: {error}", stacklevel=2)
         return self._gauge(weights)
+
+    @torch.no_grad()
+    def symmetry_distance(self, one: Population, other: Population) -> Tensor:
+        """Distance of networks from others, relative to their size, after scale and permutation symmetries are taken out.
+
+        Args:
+            one: S networks.
+            other: S networks.
+
+        Returns:
+            ``(S,)``: 0 for networks that a symmetry maps to each other, about 1.41 for independent ones.
+
+        Raises:
+            SymmetryError: If there are no inputs to read the symmetries with, or the target can't be exported.
+        """
+        return symmetry_distance(one.weights, other.weights, ScaleGauge(self.groups), self.blocks)
 
     def _run_stacked(self, weights: Tensors, arguments: Arguments) -> Any:
         return stack(self.executor.run(weights, arguments))

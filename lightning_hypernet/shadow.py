@@ -76,6 +76,7 @@ class Shadow:
         pins: For every pinning operation the identities that it pins.
         uses: For every parameter what its elements scale with and against.
         writers: Ranges of identities with the parameters that write them, in topological order.
+        together: For every operation that takes channels together in sets, one row of identities for each set.
         operation: Name of the operation at hand.
         in_place: Whether it overwrites its first argument.
     """
@@ -86,6 +87,7 @@ class Shadow:
         self.pins: list[tuple[str, Tensor]] = []
         self.uses: dict[str, Use] = {}
         self.writers: list[tuple[int, int, list[str]]] = []
+        self.together: list[tuple[str, Tensor]] = []
         self.operation = ""
         self.in_place = False
 

@@ -117,6 +117,19 @@ class FilterBank:
         return replace(self, slots=tuple(replace(slot, axes=()) for slot in self.slots))
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What the graph of a target shows of its filters.
+
+    Args:
+        norms: For every parameter of a norm layer that scales the output units of a layer, the weight of that layer.
+        output: The weight of the layer that the output comes from; None: not known.
+    """
+
+    norms: Mapping[str, str]
+    output: str | None
+
+
 class FilterBanks:
     """All banks of a target, and what is left as it is.
 
@@ -191,12 +204,13 @@ def find_filters(
     exclude: Sequence[str] = (),
     merge: Sequence[int] = (-1,),
     merge_limit: int = 8192,
+    structure: Structure | None = None,
 ) -> FilterBanks:
     """Give every parameter of a target its place.
 
     A module is read by the rule of its class, or of the nearest class that it inherits from. A parameter that no rule
     knows is a bank of one filter. The scale and shift of a norm layer ride with the filters of the layer in front of it,
-    where the module tree shows which one that is: adjacent in a `torch.nn.Sequential`, or a batch norm defined right
+    which the graph shows; without one, the module tree: adjacent in a `torch.nn.Sequential`, or a batch norm defined right
     behind its layer.
 
     Args:
@@ -205,8 +219,9 @@ def find_filters(
         generate: Glob patterns over parameter names: what is generated.
         exclude: Glob patterns: what is not generated after all.
         merge: Which linear and convolution layers, by position, become a bank of one filter, as the paper does with the
-            last one.
+            last one; that is the layer the output comes from, where the graph shows it.
         merge_limit: Layers with more weights than this are never merged.
+        structure: What the graph shows.
 
     Returns:
         The banks; what is frozen, excluded or not a floating-point tensor is listed as ordinary.
@@ -228,7 +243,14 @@ def find_filters(
         if reason:
             ordinary[name] = reason
     canonical = {name: first for first, group in aliases.items() for name in group if first not in ordinary}
-    banks = _attach_norms(target, _read(target, rules, canonical, parameters))
+    banks = _read(target, rules, canonical, parameters)
+    holders = {slot.parameter: bank.name for bank in banks for slot in bank.slots}
+    if structure is None:
+        pairs = list(_norms_behind_layers(target))
+    else:
+        named = [(canonical.get(norm), canonical.get(layer)) for norm, layer in structure.norms.items()]
+        pairs = [(holders[norm], holders[layer]) for norm, layer in named if norm and layer]
+    banks = _attach_norms(banks, pairs)
     if not banks:
         raise ValueError(
             f"no parameter of {type(target).__name__} is generated: "
@@ -236,6 +258,8 @@ def find_filters(
             + "; widen `generate`, narrow `exclude`, or set requires_grad"
         )
     layers = [index for index, bank in enumerate(banks) if bank.layer]
+    output = canonical.get(structure.output) if structure and structure.output else None
+    layers.sort(key=lambda index: output is not None and banks[index].slots[0].parameter == output)
     for position in merge:
         if -len(layers) <= position < len(layers):
             index = layers[position]
@@ -341,12 +365,12 @@ def _validate(banks: Sequence[FilterBank], shapes: Mapping[str, tuple[int, ...]]
         raise ValueError("; ".join(problems))
 
 
-def _attach_norms(target: nn.Module, banks: list[FilterBank]) -> list[FilterBank]:
-    """Let the scale and shift of norm layers ride with the layer in front of them."""
+def _attach_norms(banks: list[FilterBank], pairs: Iterable[tuple[str, str]]) -> list[FilterBank]:
+    """Let the scale and shift of norm layers ride with the layer in front of them: pairs of the names of their banks."""
     position = {bank.name: index for index, bank in enumerate(banks)}
     attached: set[str] = set()
-    for norm, layer in _norms_behind_layers(target):
-        if norm not in position or layer not in position:
+    for norm, layer in pairs:
+        if norm not in position or layer not in position or norm in attached:
             continue
         rider, host = banks[position[norm]], banks[position[layer]]
         if rider.filters == host.filters and host.layer:

@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
-from lightning_hypernet.filters import find_filters
+from lightning_hypernet.filters import Structure, find_filters
 from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge, symmetry_distance
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
@@ -27,6 +28,7 @@ from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.prior import Prior
+from lightning_hypernet.structure import read_structure
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
 
@@ -52,7 +54,8 @@ class Hypernet(nn.Module):
     Args:
         target: Any module. It is copied, never changed.
         example_inputs: A tensor or a tuple of arguments of the target; None: an input of the size a timm model names, if it
-            is one.
+            is one. With them the graph of the target shows which norm layer scales which filters, and which layer is the last;
+            without, the order of the modules.
         latent_dim: Numbers in z.
         prior: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
         components: Mean codes per filter; more than 1 makes the prior a mixture of that many families of networks.
@@ -127,7 +130,12 @@ class Hypernet(nn.Module):
         self.reduce = reduce
         self._gauge = NoGauge() if gauge == "none" else gauge
         generate, exclude = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
-        self.banks = find_filters(target, Plugins(plugins).rules, generate, exclude, config.merge, config.merge_limit)
+        reference = next(target.parameters(), torch.zeros(()))
+        self.examples = _examples(target, example_inputs, reference)
+        structure = _structure(target, self.examples) if _is_plain(example_inputs) else None
+        self.options["example_inputs"] = tree_map(_stored, example_inputs) if _is_plain(example_inputs) else None
+        rules = Plugins(plugins).rules
+        self.banks = find_filters(target, rules, generate, exclude, config.merge, config.merge_limit, structure)
         self.options |= {"generate": ["*"], "exclude": list(self.banks.ordinary)}
         named = dict(target.named_parameters(remove_duplicate=False))
         initial = {name: named[name] for name in self.banks.shapes}
@@ -136,7 +144,6 @@ class Hypernet(nn.Module):
         first, _ = self.prior.draw(_FIRST_LATENTS)
         self.generator = Generator(self.banks, initial, config, latent_dim, components, first)
         self.generator.to(next(iter(initial.values())).device)
-        self.examples = _examples(target, example_inputs, next(iter(initial.values())))
         self.diversity: nn.Module | None = None
         self.population: Population | None = None
         self.diversity_read = False
@@ -547,10 +554,29 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold the value."""
+    return all(isinstance(leaf, (Tensor, bool, int, float, str, type(None))) for leaf in tree_leaves(value))
+
+
+def _stored(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _structure(target: nn.Module, examples: Arguments | None) -> Structure | None:
+    """What the graph shows of filters; None if there is nothing to read it with, or it can't be read."""
+    if examples is None:
+        return None
+    try:
+        return read_structure(target, *examples.restore(examples.leaves))
+    except SymmetryError:
+        return None
+
+
 def _examples(target: nn.Module, example_inputs: Any, reference: Tensor) -> Arguments | None:
     if example_inputs is None:
         size = (getattr(target, "pretrained_cfg", None) or {}).get("input_size")
         if size is None:
             return None
-        example_inputs = torch.randn(2, *size, dtype=reference.dtype, device=reference.device)
+        example_inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(reference)
     return Arguments(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), {})

@@ -265,6 +265,23 @@ def test_fit_then_test_then_resume(tmp_path):
         Hypernet.from_checkpoint(path, Classifier().model, name="net")
 
 
+def test_a_checkpoint_knows_the_filters_that_the_graph_showed(tmp_path):
+    class Activated(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+
+    chosen = HypernetCallback(samples=2, example_inputs=torch.randn(2, 4))
+    trained = pl.Trainer(max_steps=2, callbacks=[chosen], **QUIET)
+    trained.fit(Activated(), data())
+    assert [bank.name for bank in chosen.hypernet.banks] == ["0", "3"]
+    trained.save_checkpoint(tmp_path / "at.ckpt")
+    loaded = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Activated().model)
+    assert [bank.name for bank in loaded.banks] == ["0", "3"]
+    x = next(iter(data()))[0]
+    assert torch.allclose(loaded(x), chosen.hypernet.eval()(x), atol=1e-6)
+
+
 def test_a_module_built_in_configure_model():
     class Late(Classifier):
         def __init__(self):

@@ -10,6 +10,7 @@ from lightning_hypernet import Hypernet, hookimpl
 from lightning_hypernet.filters import Slot, find_filters
 from lightning_hypernet.layers import rows
 from lightning_hypernet.plugins import PluginError, Plugins
+from lightning_hypernet.structure import read_structure
 from tests.targets import KINDS, Tied
 
 
@@ -77,6 +78,44 @@ def test_norm_rides_with_the_layer_in_front():
 def test_norm_behind_an_activation_is_a_bank_of_its_own():
     target = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
     assert [bank.name for bank in banks_of(target, merge=())] == ["0", "2"]
+
+
+class Backwards(nn.Module):
+    """Layers that the order of the modules shows wrongly, and the graph as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.norm, self.conv, self.other = nn.LayerNorm(4), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.behind, self.stray, self.sum = nn.BatchNorm2d(4), nn.BatchNorm2d(3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.norm(self.conv(self.stray(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.behind(self.other(x).relu())
+        return self.head(self.sum(x + y).mean((2, 3))).softmax(-1)
+
+
+def test_the_graph_shows_what_the_order_of_the_modules_does_not():
+    target, x = Backwards(), torch.randn(2, 3, 6, 6)
+    structure = read_structure(target, (x,), {})
+    layers = {"norm": "conv", "behind": "other"}
+    assert structure.norms == {
+        f"{norm}.{key}": f"{layer}.weight" for norm, layer in layers.items() for key in ("weight", "bias")
+    }
+    assert structure.output == "head.weight"
+    hypernet = Hypernet(target, example_inputs=x)
+    held = {bank.name: [slot.parameter for slot in bank.slots] for bank in hypernet.banks}
+    assert held == {
+        "head": ["head.weight", "head.bias"],
+        "conv": ["conv.weight", "conv.bias", "norm.weight", "norm.bias"],
+        "other": ["other.weight", "other.bias", "behind.weight", "behind.bias"],
+        "stray": ["stray.weight", "stray.bias"],
+        "sum": ["sum.weight", "sum.bias"],
+    }
+    assert {bank.name for bank in hypernet.banks if bank.filters == 1} == {"head"}
+    assert {bank.name for bank in Hypernet(target).banks if bank.filters == 1} == {"other"}
+    excluded = Hypernet(target, example_inputs=x, exclude=["norm.weight", "other.*"])
+    assert [bank.name for bank in excluded.banks] == ["head", "conv", "behind", "stray", "sum"]
 
 
 def test_packed_attention_is_three_banks():

@@ -42,7 +42,7 @@ def examine_permutations(module, *inputs):
 
 CHANNELS = {
     "mlp": 13, "lenet": 56, "residual": 11, "residual_norm": 11, "residual_gelu": 11, "dense": 12,
-    "gated": 8,     "layer_scaled": 8, "transformer": 8 + 2 * (8 + 8 + 12), "shuffled": 2, "instance_norm": 4,
+    "gated": 8, "layer_scaled": 8, "transformer": 8 + 2 * (8 + 8 + 12), "shuffled": 2, "instance_norm": 4,
     "group_norm": 4, "unet": 8, "tied": 0, "odd": 0,
 }  # fmt: skip
 

@@ -18,15 +18,15 @@ def test_wrap_train_a_step_export(name, options, size):
     target = timm.create_model(name, num_classes=5, **options)
     hypernet = Hypernet(target, samples=2, members=2, generator=GeneratorConfig.compact()).train()
     x, y = torch.randn(8, 3, size, size), torch.arange(8) % 5
-    optimizer = torch.optim.Adam(hypernet.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(hypernet.parameters(), lr=3e-3)
     losses = []
-    for _ in range(4):
+    for _ in range(16):
         loss = F.cross_entropy(hypernet(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert sum(losses[-8:]) / 8 < sum(losses[:4]) / 4
     hypernet.eval().calibrate([x])
     members = hypernet.materialize(hypernet.member_population())
     with torch.no_grad():

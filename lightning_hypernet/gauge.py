@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ class Gauge(ABC):
     @abstractmethod
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to gauge-fixed weights of the same functions."""
+
+    def select(self, weights: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+        """Some of the gauge-fixed weights; a gauge that can fix them alone overrides this."""
+        gauged = self(weights)
+        return {name: gauged[name] for name in names}
 
 
 class NoGauge(Gauge):
@@ -48,6 +53,21 @@ class ComposedGauge(Gauge):
         return weights
 
 
+class _Squares(torch.autograd.Function):
+    """Sums of squares over some axes, whose gradient is one product."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, axes: list[int]) -> Tensor:
+        ctx.save_for_backward(weight)
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+        return norm.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return weight * (2 * gradient), None
+
+
 class ScaleGauge(Gauge):
     r"""Fixes the scale of every channel group: the root mean square of what writes it first is 1.
 
@@ -69,16 +89,39 @@ class ScaleGauge(Gauge):
     def __init__(self, groups: ChannelGroups) -> None:
         self.groups = groups
 
-    def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to gauge-fixed weights of the same functions."""
-        return self.groups.transform(weights, 1 / self.factors(weights))
+        return self.select(weights, list(weights))
 
-    def factors(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """What the producers of every group are divided by: ``(S, count)``."""
+    def select(self, weights: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+        """Some of the gauge-fixed weights; the scale of groups that don't touch them is left alone."""
+        factors = self.factors(weights, self._levels_of(names))
+        return self.groups.transform({name: weights[name] for name in names}, 1 / factors)
+
+    def _levels_of(self, names: Collection[str]) -> list[bool]:
+        """Which levels fix the scales that some parameters are written and read with, and those that these need in turn."""
+        groups = self.groups
+        needed = torch.zeros(groups.count + 1, dtype=torch.bool)
+        for name in names:
+            if name in groups.producers:
+                needed[groups.producers[name].reshape(-1)] = True
+                needed[groups.consumers[name].reshape(-1)] = True
+        wanted = []
+        for level in reversed(groups.levels):
+            wanted.append(bool(needed[level.groups].any()))
+            if wanted[-1]:
+                for name in level.rows:
+                    needed[groups.consumers[name].reshape(-1)] = True
+        return wanted[::-1]
+
+    def factors(self, weights: Mapping[str, Tensor], wanted: Sequence[bool]) -> Tensor:
+        """What the producers of every group are divided by, 1 in the levels that are not wanted: ``(S, count)``."""
         some = next(iter(weights.values()))
         found = some.new_ones(len(some), 0)
-        for level in self.groups.levels:
-            found = torch.cat([found, self._level(level, weights, found)], dim=1)
+        for level, chosen in zip(self.groups.levels, wanted, strict=True):
+            found = torch.cat(
+                [found, self._level(level, weights, found) if chosen else found.new_ones(len(found), len(level.groups))], dim=1
+            )
         return found
 
     def _level(self, level: Level, weights: Mapping[str, Tensor], found: Tensor) -> Tensor:
@@ -91,7 +134,7 @@ class ScaleGauge(Gauge):
             numbers_each = weight[0].numel() / rows.numel()
             axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
             alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
-            squared = torch.linalg.vector_norm(weight, dim=alone, keepdim=True).square() if alone else weight.square()
+            squared = _Squares.apply(weight, alone) if alone else weight.square()
             if (read < self.groups.count).any():
                 known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
                 squared = squared * known[:, read.clamp(max=found.shape[1])].square()

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
@@ -278,8 +278,16 @@ class Hypernet(nn.Module):
             args, kwargs = inputs.restore(inputs.leaves)
             return reader(network, args, kwargs, list(self.banks.shapes))
 
-    def gauge(self, weights: Tensors) -> Tensors:
-        """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions."""
+    def gauge(self, weights: Tensors, names: Collection[str] | None = None) -> Tensors:
+        """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions.
+
+        Args:
+            weights: All weights.
+            names: Which of them are returned; None: all.
+
+        Returns:
+            The gauge-fixed weights.
+        """
         if not isinstance(self._gauge, Gauge):
             try:
                 self._gauge = build_gauge(self._gauge, self.groups, lambda: self.blocks)
@@ -288,7 +296,7 @@ class Hypernet(nn.Module):
                     raise
                 self._gauge = NoGauge()
                 warnings.warn(f"no gauge is fixed: {error}", stacklevel=2)
-        return self._gauge(weights)
+        return self._gauge(weights) if names is None else self._gauge.select(weights, names)
 
     @torch.no_grad()
     def symmetry_distance(self, one: Population, other: Population) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -47,7 +47,8 @@ class Population:
         components: ``(S,)``, which component of the prior each z belongs to; zeros if there is one.
         weights: ``{name: (S, *shape)}`` for every generated parameter of the target.
         banks: The filter banks of the target.
-        gauge: Maps weights to weights of the same functions, one representative for each class.
+        gauge: Maps weights to weights of the same functions, one representative for each class; and the names of the parameters
+            that are wanted.
         buffers: ``{name: (S, *shape)}``, the norm statistics of every network where they were estimated.
         n_components: Number of components of the prior.
         run: Calls the target once with every network's weights; stacks the outputs to ``(S, ...)``.
@@ -61,7 +62,7 @@ class Population:
     components: Tensor
     weights: Mapping[str, Tensor]
     banks: FilterBanks
-    gauge: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    gauge: Callable[[Mapping[str, Tensor], Collection[str]], Mapping[str, Tensor]]
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     n_components: int = 1
     run: Callable[[Mapping[str, Tensor], Arguments], Any] | None = None
@@ -92,12 +93,17 @@ class Population:
     @cached_property
     def vectors(self) -> Tensor:
         """All weights of every network, as they are: ``(S, weights)``."""
-        return _flatten(self.weights)
+        return torch.cat([value.flatten(1) for value in self.weights.values()], dim=1)
 
     @cached_property
     def gauged(self) -> Tensor:
         """All weights of every network in their gauge-fixed form: ``(S, weights)``."""
-        return _flatten(self.gauge(self.weights))
+        return torch.cat(self.gauged_parts(list(self.weights)), dim=1)
+
+    def gauged_parts(self, names: Sequence[str]) -> list[Tensor]:
+        """Some parameters of every network in their gauge-fixed form, each ``(S, numbers)``."""
+        gauged = self.gauge(self.weights, names)
+        return [gauged[name].flatten(1) for name in names]
 
     @cached_property
     def outputs(self) -> Tensor:
@@ -148,8 +154,3 @@ class Population:
         vectors = self.gauged.detach()
         spread = (vectors - vectors.mean(0)).square().sum() * 2 / max(len(vectors) - 1, 1)
         return (spread / vectors.square().sum(1).mean().clamp(min=torch.finfo(vectors.dtype).tiny)).sqrt()
-
-
-def _flatten(weights: Mapping[str, Tensor]) -> Tensor:
-    """All weights of every network in one vector, parameter by parameter: ``(S, weights)``."""
-    return torch.cat([value.flatten(1) for value in weights.values()], dim=1)

@@ -59,7 +59,7 @@ class ChannelGroups:
         """Scale every group of every network.
 
         Args:
-            weights: ``{name: (S, *shape)}``.
+            weights: ``{name: (S, *shape)}``; some may be missing.
             factors: ``(S, count)``, positive.
 
         Returns:
@@ -68,6 +68,8 @@ class ChannelGroups:
         padded = torch.cat([factors, factors.new_ones(len(factors), 1)], dim=1)
         scaled = dict(weights)
         for name, written in self.producers.items():
+            if name not in weights:
+                continue
             device = factors.device
             scaled[name] = scaled[name] * (padded[:, written.to(device)] / padded[:, self.consumers[name].to(device)])
         return scaled

@@ -40,6 +40,46 @@ def test_gradient_of_the_distances(p):
     assert torch.autograd.gradcheck(lambda v: nearest_distances(v, p), vectors)
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_columns_may_come_in_parts(p):
+    """Parts longer and shorter than what is read at once, against a plain loop, in value and gradient."""
+    torch.manual_seed(0)
+    parts = [torch.randn(6, size, dtype=torch.float64, requires_grad=True) for size in (3, 40_000, 1)]
+    joined = torch.cat([part.detach() for part in parts], 1).requires_grad_()
+    apart = torch.stack([torch.stack([(one - other).norm(p=p) for other in joined]) for one in joined])
+    expected = (apart + torch.diag(torch.full((6,), torch.inf))).amin(1)
+    found = nearest_distances(parts, p)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    weights = torch.rand(6, dtype=torch.float64)
+    (found @ weights).backward()
+    nearest = (apart + torch.diag(torch.full((6,), torch.inf))).argmin(1)
+    torch.stack([(joined[i] - joined[nearest[i]]).norm(p=p) for i in range(6)]).dot(weights).backward()
+    assert torch.allclose(torch.cat([part.grad for part in parts], 1), joined.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_entropy_of_a_part_of_the_parameters_stands_for_all():
+    _, population = trained_population()
+    sizes = {name: value[0].numel() for name, value in population.weights.items()}
+    loss = Entropy(coordinates=30)
+    seen = set()
+    for _ in range(8):
+        value = loss(population)
+        state = loss.draws.clone()
+        loss.draws -= 1
+        chosen = loss._choose(sizes)
+        assert torch.equal(loss.draws, state)
+        read = sum(sizes[name] for name in chosen)
+        assert read >= 30
+        assert read - sizes[chosen[-1]] < 30
+        vectors = torch.cat(population.gauged_parts(chosen), 1) * math.sqrt(sum(sizes.values()) / read)
+        assert value.item() == pytest.approx(-entropy(vectors, 5).item(), rel=1e-5)
+        seen.add(tuple(chosen))
+    assert len(seen) > 1
+    assert Entropy()(population).item() == pytest.approx(-entropy(population.gauged, 5).item(), rel=1e-6)
+    with pytest.raises(ValueError, match="coordinates must be 1 or more, not 0"):
+        Entropy(coordinates=0)
+
+
 def test_entropy_of_a_known_distribution():
     """Differences of estimates are differences of entropies: a cube twice as wide has d log 2 nats more."""
     torch.manual_seed(0)
@@ -79,7 +119,6 @@ LOSSES = {
     "entropy": lambda: Entropy(),
     "entropy_l1": lambda: Entropy(p=1),
     "entropy_part": lambda: Entropy(coordinates=10, samples=4),
-    "entropy_chosen": lambda: Entropy(coordinates=[0, 3, 5]),
     "variance": lambda: Variance(),
     "output_entropy": lambda: OutputEntropy(),
     "output_entropy_softmax": lambda: OutputEntropy(softmax=True),

@@ -295,6 +295,21 @@ def test_the_papers_rule_to_the_letter():
     assert torch.allclose(fixed["0.weight"].square().sum((2, 3, 4)) + fixed["0.bias"] ** 2, torch.tensor(26.0).double())
 
 
+@pytest.mark.parametrize("name", ["mlp", "residual_norm", "dense", "unet", "transformer"])
+def test_a_part_of_the_gauge_is_the_part_of_the_whole(name):
+    make, shape, _ = MODULES[name]
+    module = prepared(make())
+    names = [key for key, _ in module.named_parameters()]
+    gauge = ScaleGauge(read_symmetries(module, (torch.randn(shape).double(),), {}, names))
+    weights = random_weights(module, 2)
+    whole = gauge(weights)
+    assert not all(gauge._levels_of(names[:1]))
+    for chosen in [*([key] for key in names), names[::3]]:
+        part = gauge.select(weights, chosen)
+        assert list(part) == chosen
+        assert all(torch.equal(part[key], whole[key]) for key in chosen)
+
+
 def test_the_gauge_is_differentiable():
     module = Residual().double()
     x = torch.randn(2, 3, 6, 6).double()

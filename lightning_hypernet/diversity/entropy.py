@@ -2,38 +2,93 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
+
+_CHUNK = 1 << 14
+"""Columns read at once."""
 
 
 def _ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _of_all_ranks(vectors: Tensor) -> tuple[Tensor, int]:
-    """The vectors of all ranks, ``(ranks * N, D)``, and the position of this rank's first."""
-    vectors = vectors.detach().contiguous()
+def _of_all_ranks(vectors: Tensor) -> Tensor:
+    """The vectors of all ranks, ``(ranks * N, D)``, those of this rank at `rank * N`."""
+    vectors = vectors.detach()
     if _ranks() == 1:
-        return vectors, 0
-    gathered = [torch.empty_like(vectors) for _ in range(_ranks())]
-    distributed.all_gather(gathered, vectors)
-    return torch.cat(gathered), distributed.get_rank() * len(vectors)
+        return vectors
+    gathered = [torch.empty_like(vectors, memory_format=torch.contiguous_format) for _ in range(_ranks())]
+    distributed.all_gather(gathered, vectors.contiguous())
+    return torch.cat(gathered)
 
 
-def _with_gradient(vectors: Tensor, everyone: Tensor, nearest: Tensor, first: int) -> Tensor:
-    """The neighbours; those that are vectors of this rank pass gradients on."""
-    here = (nearest >= first) & (nearest < first + len(vectors))
-    return torch.where(here[:, None], vectors[(nearest - first).clamp(0, len(vectors) - 1)], everyone[nearest])
+def _chunks(vectors: Tensor) -> Iterator[Tensor]:
+    """Centred columns, few enough at a time to stay in a cache."""
+    for chunk in vectors.split(_CHUNK, dim=1):
+        exact = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
+        yield exact - exact.mean(0)
 
 
-def nearest_distances(vectors: Tensor, p: Literal[1, 2] = 2) -> Tensor:
+class _SquaredDistances(torch.autograd.Function):
+    r"""Squared distance of every vector to one of everyone's; no difference is ever kept.
+
+    With i's neighbour n(i), the gradient is a product of one small matrix and the vectors,
+
+    .. math:: \partial_i = 2 g_i (x_i - x_{n(i)}) + 2 \sum_{j: n(j) = i} g_j (x_i - x_j)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, everyone: Tensor, nearest: Tensor, first: int) -> Tensor:
+        ctx.save_for_backward(everyone, nearest)
+        ctx.first = first
+        own = slice(first, first + len(vectors))
+        squares = [(chunk[own] - chunk[nearest]).square().sum(1) for chunk in _chunks(everyone)]
+        return torch.stack(squares).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        everyone, nearest = ctx.saved_tensors
+        count = len(nearest)
+        own = torch.arange(count, device=nearest.device)
+        matrix = gradient.new_zeros(count, len(everyone))
+        matrix[own, ctx.first + own] += gradient
+        matrix[own, nearest] -= gradient
+        here = nearest - ctx.first
+        mine = (here >= 0) & (here < count)
+        local = here.clamp(0, count - 1)
+        passed = torch.where(mine, gradient, 0.0)
+        matrix.index_put_((local, ctx.first + local), passed, accumulate=True)
+        matrix.index_put_((local, ctx.first + own), -passed, accumulate=True)
+        result = torch.empty_like(everyone[:count], memory_format=torch.contiguous_format)
+        for part, chunk in zip(result.split(_CHUNK, dim=1), _chunks(everyone), strict=True):
+            part.copy_((2 * matrix) @ chunk)
+        return result, None, None, None
+
+
+def _nearest(everyone: Sequence[Tensor], own: Tensor, p: Literal[1, 2]) -> Tensor:
+    """For the own vectors the positions of their nearest others among everyone's."""
+    total = len(everyone[0])
+    apart = torch.zeros(total, total, device=own.device, dtype=torch.promote_types(everyone[0].dtype, torch.float32))
+    for part in everyone:
+        for chunk in _chunks(part):
+            apart += chunk @ chunk.mT if p == 2 else torch.cdist(chunk, chunk, 1)
+    if p == 2:
+        apart = apart.diagonal() - 2 * apart  # and the square of each vector itself, alike in its row
+    return apart[own].index_put((own - own[0], own), apart.new_tensor(math.inf)).argmin(1)
+
+
+def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2) -> Tensor:
     """Distance of every vector to its nearest other one.
 
     Neighbours are found without gradient; only the N true distances are differentiated, as norms of differences, so
@@ -41,7 +96,7 @@ def nearest_distances(vectors: Tensor, p: Literal[1, 2] = 2) -> Tensor:
     searched among the vectors of all ranks; one of another rank is a constant here.
 
     Args:
-        vectors: ``(N, D)``, N > 1.
+        vectors: ``(N, D)``, N > 1; or several such, whose columns are joined.
         p: 2 for Euclidean distances, 1 for sums of absolute differences.
 
     Returns:
@@ -50,27 +105,33 @@ def nearest_distances(vectors: Tensor, p: Literal[1, 2] = 2) -> Tensor:
     Raises:
         ValueError: If there are fewer than two vectors.
     """
-    if len(vectors) * _ranks() < 2:
-        raise ValueError(f"a nearest neighbour needs two networks or more, not {len(vectors)}; raise `samples`")
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    with torch.no_grad():
-        everyone, first = _of_all_ranks(vectors)
-        own = torch.arange(first, first + len(vectors), device=vectors.device)
-        centered = everyone - everyone.mean(0)
-        distances = torch.cdist(centered[own] if _ranks() > 1 else centered, centered, p, "use_mm_for_euclid_dist")
-        nearest = distances.index_put((own - first, own), distances.new_tensor(math.inf)).argmin(1)
-    neighbours = vectors[nearest] if _ranks() == 1 else _with_gradient(vectors, everyone, nearest, first)
-    distances_to_nearest: Tensor = torch.linalg.vector_norm(vectors - neighbours, p, dim=1)
-    return distances_to_nearest
+    parts = [vectors] if isinstance(vectors, Tensor) else list(vectors)
+    count = len(parts[0])
+    if count * _ranks() < 2:
+        raise ValueError(f"a nearest neighbour needs two networks or more, not {count}; raise `samples`")
+    first = distributed.get_rank() * count if _ranks() > 1 else 0
+    everyone = [_of_all_ranks(part) for part in parts]
+    nearest = _nearest(everyone, torch.arange(first, first + count, device=parts[0].device), p)
+    if p == 2:
+        pairs = zip(parts, everyone, strict=True)
+        squares = sum(_SquaredDistances.apply(part, all_of_it, nearest, first) for part, all_of_it in pairs)
+        positive = squares > 0
+        return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    sums = []
+    for part, all_of_it in zip(parts, everyone, strict=True):
+        joined = part if _ranks() == 1 else torch.cat([all_of_it[:first], part, all_of_it[first + count :]])
+        exact = torch.promote_types(part.dtype, torch.float32)
+        sums.append((part.to(exact) - joined[nearest].to(exact)).abs().sum(1))
+    return torch.stack(sums).sum(0)
 
 
-def entropy(vectors: Tensor, dimension: int, p: Literal[1, 2] = 2, eps: float = 1e-8) -> Tensor:
+def entropy(vectors: Tensor | Sequence[Tensor], dimension: int, p: Literal[1, 2] = 2, eps: float = 1e-8) -> Tensor:
     r"""The Kozachenko-Leonenko estimate, without its constants, of the entropy of what N vectors were drawn from.
 
     .. math:: H = d \frac{1}{N} \sum_i \log(\epsilon_i + \mathrm{eps}) + \psi(N)
 
     Args:
-        vectors: ``(N, D)``.
+        vectors: ``(N, D)``; or several such, whose columns are joined.
         dimension: d, the dimension of the manifold the vectors lie on: that of z.
         p: 2 for Euclidean distances, 1 for the sums of absolute differences of the original code.
         eps: Keeps exact duplicates finite.
@@ -84,7 +145,7 @@ def entropy(vectors: Tensor, dimension: int, p: Literal[1, 2] = 2, eps: float = 
         | https://arxiv.org/abs/1905.02898
     """
     distances = nearest_distances(vectors, p)
-    count = distances.new_tensor(float(len(vectors) * _ranks()))
+    count = distances.new_tensor(float(len(distances) * _ranks()))
     return dimension * (distances + eps).log().mean() + torch.digamma(count)
 
 
@@ -93,33 +154,38 @@ class Entropy(DiversityLoss):
 
     Args:
         p: 2 for Euclidean distances, 1 for sums of absolute differences.
-        coordinates: How many coordinates of the weights are read, drawn anew each time and alike on all ranks, or which
-            ones; None: all.
+        coordinates: How many coordinates of the weights are read at least, if there are more: those of whole parameters, drawn
+            anew each time and alike on all ranks, whose distances stand for all. None: all.
         samples: How many networks of the population are read; None: all.
     """
 
     draws: Tensor
 
-    def __init__(
-        self,
-        p: Literal[1, 2] = 2,
-        coordinates: int | Sequence[int] | None = None,
-        samples: int | None = None,
-    ) -> None:
+    def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
         if p not in (1, 2):
             raise ValueError(f"p must be 1 or 2, not {p}")
+        if coordinates is not None and coordinates < 1:
+            raise ValueError(f"coordinates must be 1 or more, not {coordinates}")
         self.p, self.coordinates, self.samples = p, coordinates, samples
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus its entropy, in nats."""
-        vectors = population.gauged[: self.samples]
-        if isinstance(self.coordinates, int):
-            self.draws += 1
-            generator = torch.Generator().manual_seed(int(self.draws))
-            chosen = torch.randperm(vectors.shape[1], generator=generator)[: self.coordinates]
-            vectors = vectors[:, chosen.to(vectors.device)]
-        elif self.coordinates is not None:
-            vectors = vectors[:, list(self.coordinates)]
-        return -entropy(vectors, population.latents.shape[1], self.p)
+        sizes = {name: value[0].numel() for name, value in population.weights.items()}
+        chosen = self._choose(sizes)
+        share = sum(sizes[name] for name in chosen) / sum(sizes.values())
+        parts = population.gauged_parts(chosen)
+        dimension = population.latents.shape[1]
+        whole = 0.0 if share == 1 else -dimension / self.p * math.log(share)
+        return -entropy([part[: self.samples] for part in parts], dimension, self.p) - whole
+
+    def _choose(self, sizes: Mapping[str, int]) -> list[str]:
+        names = list(sizes)
+        if self.coordinates is None or sum(sizes.values()) <= self.coordinates:
+            return names
+        self.draws += 1
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(int(self.draws)))
+        shuffled = [names[index] for index in order.tolist()]
+        read = itertools.accumulate(sizes[name] for name in shuffled)
+        return shuffled[: next(index for index, total in enumerate(read) if total >= self.coordinates) + 1]

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.operations import SHAPE_OPERATIONS, shape_operation
+from lightning_hypernet.operations import SHAPE_OPERATIONS, VIEWS, shape_operation
 from lightning_hypernet.shadow import Ids, Leaf, Shadow
 
 Handler = Callable[[Shadow, Any, Any, Any], Any]
@@ -117,6 +117,7 @@ class _Reader:
             return args[0][args[1]]
         name = operation_of(node)
         self.shadow.in_place = name.endswith("_")
+        self.shadow.on_view = self.shadow.in_place and isinstance(node.args[0], Node) and operation_of(node.args[0]) in VIEWS
         self.shadow.operation = name = name.rstrip("_")
         values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, (Ids, Leaf))]
         meta = node.meta.get("val")

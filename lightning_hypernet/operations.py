@@ -36,6 +36,9 @@ SHAPE_OPERATIONS = _IDENTITY_OPERATIONS | {
     "swapaxes", "diagonal", "unfold", "tile", *_SELECTING, *_JOINING,
 }  # fmt: skip
 
+VIEWS = SHAPE_OPERATIONS - _IDENTITY_OPERATIONS
+"""What may give another view of the same numbers."""
+
 
 def shape_operation(shadow: Shadow, node: Node, args: Any, kwargs: Any) -> Any:
     """Reordering elements reorders their identities: the operation itself acts on them."""

@@ -22,6 +22,7 @@ from lightning_hypernet.permuting import PERMUTING
 from lightning_hypernet.shadow import PINNED, Shadow, compact, thin
 
 _TOLERANCE = 1e-8
+_DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,16 @@ class _Certificate:
         for module in self.target.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 module.reset_running_stats()
-        self.weights = {}
-        for name, value in self.target.named_parameters():
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
-            self.weights[name] = (value.detach() + (0.1 * value.detach().std(correction=0) + 0.02) * noise)[None]
         self.generator = generator
-        self.expected = self._run(self.weights)
+        self.draws = [self._random_weights() for _ in range(_DRAWS)]
+        self.expected = [self._run(weights) for weights in self.draws]
+
+    def _random_weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name, value in self.target.named_parameters():
+            noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
+            weights[name] = (value.detach() + (value.detach().std(correction=0) + 0.02) * noise)[None]
+        return weights
 
     def of(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks that are symmetries, found by halving."""
@@ -188,13 +193,16 @@ class _Certificate:
         return self.of(blocks[:half]) + self.of(blocks[half:])
 
     def _holds(self, blocks: Sequence[Block]) -> bool:
-        weights = self.weights
+        return all(
+            self._unchanged(blocks, weights, expected) for weights, expected in zip(self.draws, self.expected, strict=True)
+        )
+
+    def _unchanged(self, blocks: Sequence[Block], weights: Mapping[str, Tensor], expected: Tensor) -> bool:
         for block in blocks:
             shuffled = torch.randperm(block.size, generator=self.generator)
             cycle = shuffled.roll(1)[shuffled.argsort()]  # moves every channel
             weights = block.permute(weights, cycle[None])
-        found = self._run(weights)
-        error = (found - self.expected).abs().max() / self.expected.abs().max().clamp(min=1e-300)
+        error = (self._run(weights) - expected).abs().max() / expected.abs().max().clamp(min=1e-300)
         return bool(error < _TOLERANCE)
 
     def _run(self, weights: Mapping[str, Tensor]) -> Tensor:

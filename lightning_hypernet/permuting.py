@@ -28,7 +28,7 @@ def _elementwise(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, (Ids, Leaf, Tensor))]
     known = [shadow.ids_of(value) for value in operands if not isinstance(value, Leaf)]
     known.sort(key=lambda ids: not bool(ids.any()))
-    if not known:
+    if not known or shadow.on_view:
         return None
     ids = known[0]
     for other in known[1:]:

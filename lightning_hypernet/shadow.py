@@ -79,6 +79,7 @@ class Shadow:
         together: For every operation that takes channels together in sets, one row of identities for each set.
         operation: Name of the operation at hand.
         in_place: Whether it overwrites its first argument.
+        on_view: Whether that is a view of another activation.
     """
 
     def __init__(self) -> None:
@@ -89,7 +90,7 @@ class Shadow:
         self.writers: list[tuple[int, int, list[str]]] = []
         self.together: list[tuple[str, Tensor]] = []
         self.operation = ""
-        self.in_place = False
+        self.in_place = self.on_view = False
 
     def fresh(self, count: int) -> Tensor:
         """New identities: ``(count,)``."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.filters import find_filters
-from lightning_hypernet.gauge import ScaleGauge
+from lightning_hypernet.gauge import ComposedGauge, PermutationGauge, ScaleGauge
+from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
 
@@ -16,11 +17,22 @@ class Report:
     """Relative errors of the three properties, and how much is fixed."""
 
     groups: ChannelGroups
+    blocks: list[Block]
     transformed: float
     gauged: float
     invariant: float
     filters: float
     rows: float
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that may be permuted."""
+        return sum(block.size for block in self.blocks)
+
+    def __str__(self) -> str:
+        errors = f"{self.transformed:.0e} {self.gauged:.0e} {self.invariant:.0e}"
+        share = f"filters {self.filters:.3f} rows {self.rows:.3f} permutable {self.channels}"
+        return f"{share} errors {errors} pinned by {', '.join(self.groups.pinned)}"
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -71,23 +83,34 @@ def shares(module: nn.Module, groups: ChannelGroups) -> tuple[float, float]:
     return fixed / total, rows / all_rows
 
 
+def names_of(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters()]
+
+
+def shuffled(blocks: list[Block], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for block in blocks:
+        weights = block.permute(weights, torch.stack([torch.randperm(block.size) for _ in next(iter(weights.values()))]))
+    return weights
+
+
 def examine(module: nn.Module, *inputs: Tensor) -> Report:
-    """Transform random weights by a random symmetry and fix the gauge of both."""
+    """Transform random weights by a random symmetry, of scale and of order, and fix the gauge of both."""
     module = prepared(module)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    groups = read_symmetries(module, inputs, {}, [name for name, _ in module.named_parameters()])
+    groups = read_symmetries(module, inputs, {}, names_of(module))
+    blocks = read_permutations(module, inputs, {}, names_of(module))
     weights = random_weights(module)
-    other = groups.transform(weights, (torch.randn(1, groups.count).double() * 0.7).exp())
-    gauge = ScaleGauge(groups)
-    fixed, also_fixed = gauge(weights), gauge(other)
+    scaled = groups.transform(weights, (torch.randn(1, groups.count).double() * 0.7).exp())
+    other = shuffled(blocks, scaled)
     before = run(module, weights, inputs)
-    return Report(
-        groups,
-        relative(run(module, other, inputs), before),
-        relative(run(module, fixed, inputs), before),
-        max(relative(also_fixed[name], fixed[name]) for name in fixed),
-        *shares(module, groups),
-    )
+    transformed, gauged, invariant = 0.0, 0.0, 0.0
+    scale, order = ScaleGauge(groups), ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks))
+    for gauge, same in ((scale, scaled), (order, other)):
+        fixed, also_fixed = gauge(weights), gauge(same)
+        transformed = max(transformed, relative(run(module, same, inputs), before))
+        gauged = max(gauged, relative(run(module, fixed, inputs), before))
+        invariant = max(invariant, *(relative(also_fixed[name], fixed[name]) for name in fixed))
+    return Report(groups, blocks, transformed, gauged, invariant, *shares(module, groups))
 
 
 def holds(report: Report, tolerance: float = 1e-9) -> bool:

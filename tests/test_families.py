@@ -1,4 +1,4 @@
-"""One small model of every family of timm: wrap, train a step, evaluate members, export. Takes half an hour."""
+"""One small model of every family of timm: wrap, train a step, evaluate members, export; symmetries. Takes half an hour."""
 
 import re
 
@@ -9,6 +9,7 @@ from timm.models import _registry
 from torch.nn import functional as F
 
 from lightning_hypernet import GeneratorConfig, Hypernet
+from tests.symmetries import examine, holds
 
 LIMIT = 60_000_000
 SMALL = (
@@ -101,3 +102,14 @@ def test_family(family):
     (plain,) = hypernet.materialize(population[:1])
     target.load_state_dict(plain.state_dict(), strict=True)
     print(f"{family:24} {name:40} {hypernet.banks.weights / 1e6:6.1f} M weights", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", families())
+def test_symmetries_of_a_family(family):
+    torch.manual_seed(0)
+    name, target, x = build(family)
+    report = examine(target, x[:2])
+    print(f"{family:24} {name:40} {report}", flush=True)
+    assert holds(report), report

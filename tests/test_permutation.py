@@ -1,76 +1,15 @@
 import itertools
 
 import pytest
-import timm
 import torch
-from hypothesis import given, settings
 from torch import nn
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.gauge import ComposedGauge, NoGauge, PermutationGauge, ScaleGauge, align, symmetry_distance
+from lightning_hypernet.gauge import NoGauge, ScaleGauge, align, symmetry_distance
 from lightning_hypernet.permutation import read_permutations
 from lightning_hypernet.symmetry import read_symmetries
-from tests.symmetries import prepared, random_weights, relative, run
-from tests.test_symmetry import MODULES, STEPS, Graph
-
-
-def names_of(module):
-    return [name for name, _ in module.named_parameters()]
-
-
-def shuffled(blocks, weights):
-    for block in blocks:
-        orders = [torch.randperm(block.size) for _ in next(iter(weights.values()))]
-        weights = block.permute(weights, torch.stack(orders))
-    return weights
-
-
-def examine_permutations(module, *inputs):
-    """Errors of the two properties, for symmetries of both kinds together; and the number of channels that may be permuted."""
-    module = prepared(module)
-    inputs = tuple(x.double() for x in inputs)
-    groups = read_symmetries(module, inputs, {}, names_of(module))
-    blocks = read_permutations(module, inputs, {}, names_of(module))
-    weights = random_weights(module)
-    other = shuffled(blocks, groups.transform(weights, (torch.randn(1, groups.count).double() * 0.7).exp()))
-    gauge = ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks))
-    before, fixed, also_fixed = run(module, weights, inputs), gauge(weights), gauge(other)
-    errors = [relative(run(module, one, inputs), before) for one in (other, fixed)]
-    errors += [relative(also_fixed[name], fixed[name]) for name in fixed]
-    return max(errors), sum(block.size for block in blocks)
-
-
-CHANNELS = {
-    "mlp": 13, "lenet": 56, "residual": 11, "residual_norm": 11, "residual_gelu": 11, "dense": 12,
-    "gated": 8, "layer_scaled": 8, "transformer": 8 + 2 * (8 + 8 + 12), "shuffled": 2, "instance_norm": 4,
-    "group_norm": 4, "unet": 8, "tied": 0, "odd": 0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "tied"])
-def test_permutations_and_their_gauge(name):
-    make, shape, _ = MODULES[name]
-    error, channels = examine_permutations(make(), torch.randn(shape))
-    assert error < 1e-9
-    assert channels == CHANNELS.get(name, channels)
-
-
-@settings(max_examples=25, deadline=None)
-@given(steps=STEPS)
-def test_random_graphs(steps):
-    torch.manual_seed(0)
-    error, _ = examine_permutations(Graph(steps), torch.randn(4, 4, 4, 4))
-    assert error < 1e-9
-
-
-@pytest.mark.parametrize(("name", "channels"), [("resnet18", 2880), ("convnext_atto", 7960), ("mobilenetv3_small_100", 4872)])
-def test_timm_models(name, channels):
-    module = prepared(timm.create_model(name, num_classes=10))
-    inputs = (torch.randn(2, 3, 64, 64).double(),)
-    blocks = read_permutations(module, inputs, {}, names_of(module))
-    assert sum(block.size for block in blocks) == channels
-    weights = random_weights(module)
-    assert relative(run(module, shuffled(blocks, weights), inputs), run(module, weights, inputs)) < 1e-9
+from tests.symmetries import names_of, prepared, random_weights, relative, run, shuffled
+from tests.test_symmetry import MODULES
 
 
 class Mirrored(nn.Module):

@@ -193,12 +193,20 @@ MODULES = {
 }
 
 
+PERMUTABLE = {
+    "in_place": 4, "mlp": 13, "lenet": 56, "residual": 11, "residual_norm": 11, "residual_gelu": 11, "dense": 12, "gated": 8,
+    "grouped": 0, "standardised": 0, "layer_scaled": 8, "unet": 8, "transformer": 8 + 2 * (8 + 8 + 12), "tied": 0, "odd": 0,
+    "shuffled": 2, "instance_norm": 4, "group_norm": 4,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_symmetries_and_the_scale_gauge(name):
     make, shape, count = MODULES[name]
     report = examine(make(), torch.randn(shape))
     assert holds(report), report
     assert count is None or report.groups.count == count
+    assert report.channels == PERMUTABLE[name]
 
 
 @pytest.mark.parametrize("name", ["residual_gelu", "gated", "transformer", "odd"])
@@ -390,13 +398,20 @@ def test_a_target_that_cannot_be_exported():
 
 
 @pytest.mark.parametrize(
-    ("name", "share", "rows"), [("resnet18", 0.99, 0.99), ("densenet121", 0.99, 0.99), ("regnety_002", 0.77, 0.85)]
+    ("name", "share", "rows", "channels"),
+    [
+        ("resnet18", 0.99, 0.99, 2880),
+        ("densenet121", 0.99, 0.99, 10240),
+        ("regnety_002", 0.77, 0.85, 1364),
+        ("convnext_atto", 0.0, 0.0, 7960),
+    ],
 )
-def test_timm_models(name, share, rows):
+def test_timm_models(name, share, rows, channels):
     report = examine(timm.create_model(name, num_classes=10), torch.randn(2, 3, 64, 64))
     assert holds(report), report
     assert report.filters >= share
     assert report.rows >= rows
+    assert report.channels == channels
 
 
 CONVOLUTIONAL = """
@@ -413,4 +428,4 @@ mobileone_s0
 def test_convolutional_models_of_timm(name):
     report = examine(timm.create_model(name, num_classes=10), torch.randn(2, 3, 96, 96))
     assert holds(report), report
-    print(f"{name:28} filters {report.filters:.3f} rows {report.rows:.3f} pinned by {', '.join(report.groups.pinned)}")
+    print(f"{name:28} {report}", flush=True)

@@ -61,6 +61,8 @@ def prepared(module: nn.Module) -> nn.Module:
             child.eps = 1e-30
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
+        if isinstance(getattr(child, "drop_rate", None), float):
+            child.drop_rate = 0.0  # what timm's models hand to F.dropout
     return module.double().train()
 
 

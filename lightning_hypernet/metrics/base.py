@@ -1,0 +1,94 @@
+"""PopulationMetric, what every metric of several networks' predictions is, and the mean of a score over examples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class PopulationMetric(Metric):
+    """A metric of the class probabilities that several networks give the same examples.
+
+    Predictions are ``(members, batch, classes)``: probabilities, or logits, which are told by numbers outside [0, 1], as
+    everywhere in torchmetrics. Labels are ``(batch,)``.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: ``(members, batch, classes)``, what `Ensemble.members` or `Hypernet.run` returns.
+            labels: ``(batch,)``, integers.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        if predictions.ndim != 3 or labels.shape != predictions.shape[1:2]:
+            raise ValueError(
+                f"predictions must be (members, batch, classes) and labels (batch,), not {tuple(predictions.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
+        if predictions.min() < 0 or predictions.max() > 1:
+            predictions = predictions.softmax(-1)
+        self.add(predictions, labels)
+
+    @abstractmethod
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+
+    def plot(self, value: Any = None, ax: Any = None) -> Any:
+        """Draw a value, or several over time; by default what `compute` returns. Returns figure and axes of matplotlib."""
+        return self._plot(value, ax)
+
+
+class MeanScore(PopulationMetric):
+    """The mean over examples of a score of each."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+        self.total += self.score(probabilities, labels).double().sum()
+        self.count += len(labels)
+
+    @abstractmethod
+    def score(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        """The score of every example, ``(batch,)``."""
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar."""
+        return (self.total / self.count).float()
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Entropy over the last axis, in nats."""
+    each: Tensor = torch.special.entr(probabilities)
+    return each.sum(-1)
+
+
+def log(probabilities: Tensor) -> Tensor:
+    """Logarithm of probabilities, of which 0 counts as the least positive number."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
+def pair_mean(matrix: Tensor) -> Tensor:
+    """Mean over all ordered pairs of two different members of ``(members, members, ...)``."""
+    members = len(matrix)
+    if members < 2:
+        raise ValueError("this metric compares members with each other and needs two or more, not 1")
+    diagonal = matrix.diagonal(dim1=0, dim2=1).sum(-1)
+    return (matrix.sum((0, 1)) - diagonal) / (members * (members - 1))

@@ -58,6 +58,17 @@ class Ensemble(nn.Module):
     def __len__(self) -> int:
         return len(self.latents)
 
+    def __getitem__(self, index: slice) -> Ensemble:
+        """Some of the members, as an ensemble of the same target."""
+        return Ensemble(
+            self.executor,
+            {name: value[index] for name, value in self.weights.tensors().items()},
+            {name: value[index] for name, value in self.statistics.tensors().items()},
+            self.latents[index],
+            self.components[index],
+            self.reduce,
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The joined outputs of the members."""
         return reduce_outputs(self.members(*args, **kwargs), self.reduce)

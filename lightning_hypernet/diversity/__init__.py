@@ -9,6 +9,7 @@ from lightning_hypernet.diversity.ensemble import EnsembleLoss
 from lightning_hypernet.diversity.entropy import Entropy
 from lightning_hypernet.diversity.mutual_information import MutualInformation
 from lightning_hypernet.diversity.outputs import OutputEntropy
+from lightning_hypernet.diversity.repulsion import Repulsion
 from lightning_hypernet.diversity.variance import Variance
 from lightning_hypernet.hookspecs import hookimpl
 
@@ -18,6 +19,7 @@ __all__ = [
     "Entropy",
     "MutualInformation",
     "OutputEntropy",
+    "Repulsion",
     "Variance",
     "WeightedDiversity",
 ]
@@ -31,3 +33,4 @@ def hypernet_register_diversity(register: Callable[[str, type[DiversityLoss]], N
     register("output_entropy", OutputEntropy)
     register("ensemble", EnsembleLoss)
     register("mutual_information", MutualInformation)
+    register("repulsion", Repulsion)

@@ -1,0 +1,30 @@
+"""Analyses of a trained Hypernet: each returns data, which draws itself."""
+
+from __future__ import annotations
+
+from lightning_hypernet.analysis.adversarial import Adversarial, adversarial, fgsm, pgd, targeted_sign
+from lightning_hypernet.analysis.averaging import Averaging, averaging
+from lightning_hypernet.analysis.evaluation import accuracies
+from lightning_hypernet.analysis.images import FilterImages, filter_images
+from lightning_hypernet.analysis.ood import Detection, ood
+from lightning_hypernet.analysis.paths import Paths, paths
+from lightning_hypernet.analysis.scatter import Scatter, scatter
+
+__all__ = [
+    "Adversarial",
+    "Averaging",
+    "Detection",
+    "FilterImages",
+    "Paths",
+    "Scatter",
+    "accuracies",
+    "adversarial",
+    "averaging",
+    "fgsm",
+    "filter_images",
+    "ood",
+    "paths",
+    "pgd",
+    "scatter",
+    "targeted_sign",
+]

@@ -1,0 +1,72 @@
+"""Averaging: how good the mean of sampled weights is, against how many are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hypernet.ensemble import Ensemble
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Accuracies against the number of networks.
+
+    Args:
+        counts: Numbers of networks.
+        average: ``(counts,)``, of the network with the mean of their weights.
+        ensemble: ``(counts,)``, of their mean probability.
+    """
+
+    counts: Sequence[int]
+    average: Tensor
+    ensemble: Tensor
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw both over the number; returns figure and axes of matplotlib."""
+        from matplotlib import pyplot
+
+        figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots(layout="constrained")
+        for values, name in ((self.average, "average of weights"), (self.ensemble, "ensemble")):
+            axes.plot(self.counts, 100 * values, marker="o", label=name)
+        axes.set(xlabel="networks", ylabel="accuracy, %", xscale="log")
+        axes.legend()
+        return figure, axes
+
+
+@torch.no_grad()
+def averaging(
+    ensemble: Ensemble, loader: Iterable[Any], counts: Sequence[int] = (1, 2, 5, 10, 20, 50, 100), training: Any = None
+) -> Averaging:
+    """Accuracy of the average of the first members, and of their ensemble, for growing numbers of them.
+
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898, section 4.4
+
+    Args:
+        ensemble: The members, of one component of the prior.
+        loader: Batches ``(inputs, labels)``.
+        counts: Numbers of members, up to all.
+        training: Batches of training data for the norm statistics of the averages, if the target has any.
+
+    Returns:
+        The accuracies.
+    """
+    counts = [count for count in counts if count <= len(ensemble)]
+    averages = [ensemble[:count].average(training) for count in counts]
+    right = torch.zeros(2, len(counts), dtype=torch.double)
+    total = 0
+    for batch, classes in loader:
+        inputs, labels = batch.to(ensemble.latents.device), classes.to(ensemble.latents.device)
+        probabilities = ensemble.members(inputs).softmax(-1)
+        total += len(labels)
+        for index, (count, network) in enumerate(zip(counts, averages, strict=True)):
+            right[0, index] += (network(inputs).argmax(-1) == labels).sum().cpu()
+            right[1, index] += (probabilities[:count].mean(0).argmax(-1) == labels).sum().cpu()
+    shares = (right / total).float()
+    return Averaging(counts, shares[0], shares[1])

@@ -1,0 +1,73 @@
+"""Filter images: the same filter of many networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hypernet.hypernet import Hypernet
+
+
+@dataclass(frozen=True)
+class FilterImages:
+    """One filter of several networks.
+
+    Args:
+        images: ``(samples, height, width)``.
+        name: Which filter.
+    """
+
+    images: Tensor
+    name: str
+
+    def plot(self) -> tuple[Any, Any]:
+        """Draw the filters side by side on one scale; returns figure and axes of matplotlib."""
+        from matplotlib import pyplot
+
+        side = math.ceil(math.sqrt(len(self.images)))
+        figure, axes = pyplot.subplots(side, side, figsize=(5, 5), squeeze=False, layout="constrained")
+        bound = float(self.images.abs().max())
+        for ax in axes.flat:
+            ax.axis("off")
+        for ax, image in zip(axes.flat, self.images, strict=False):
+            ax.imshow(image.numpy(), cmap="RdBu", vmin=-bound, vmax=bound)
+        figure.suptitle(self.name)
+        return figure, axes
+
+
+def filter_images(
+    hypernet: Hypernet, parameter: str, filter: int = 0, channel: int = 0, samples: int = 25, component: int | None = None
+) -> FilterImages:
+    """The gauge-fixed weights of one filter in several networks, as images.
+
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898, section 4
+
+    Args:
+        hypernet: The Hypernet.
+        parameter: Name of a weight. Of a convolution a kernel is shown, of a matrix all of it.
+        filter: The output channel of a convolution.
+        channel: Its input channel.
+        samples: Number of networks.
+        component: Draw from this component of the prior alone.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If there is no such generated weight of two or four axes.
+    """
+    shapes = {name: shape for name, shape in hypernet.banks.shapes.items() if len(shape) in (2, 4)}
+    if parameter not in shapes:
+        raise ValueError(f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}")
+    with torch.no_grad():
+        population = hypernet.sample(samples, component)
+        weights = hypernet.gauge(population.weights, [parameter])[parameter]
+    if weights.ndim == 3:
+        return FilterImages(weights.cpu(), parameter)
+    return FilterImages(weights[:, filter, channel].cpu(), f"{parameter}, filter {filter}, channel {channel}")

@@ -1,0 +1,93 @@
+"""Paths: accuracy along lines between two sampled networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hypernet.analysis.evaluation import accuracies
+from lightning_hypernet.gauge import align
+from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.population import Population
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Accuracies along paths.
+
+    Args:
+        at: ``(points,)``, from 0 to 1.
+        direct: ``(pairs, points)``, along the straight line between gauge-fixed weights.
+        interpolated: ``(pairs, points)``, along the straight line between latents.
+    """
+
+    at: Tensor
+    direct: Tensor
+    interpolated: Tensor
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw both kinds over the way; returns figure and axes of matplotlib."""
+        from matplotlib import pyplot
+
+        figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots(layout="constrained")
+        for values, color, name in ((self.direct, "tab:orange", "direct"), (self.interpolated, "tab:blue", "interpolated")):
+            for index, one in enumerate(100 * values):
+                axes.plot(self.at, one, color=color, alpha=0.4, linewidth=1, label=name if not index else None)
+        axes.set(xlabel="way from one network to the other", ylabel="accuracy, %")
+        axes.legend()
+        return figure, axes
+
+
+def paths(
+    hypernet: Hypernet,
+    loader: Iterable[Any],
+    pairs: int = 10,
+    points: int = 40,
+    component: int | None = 0,
+    aligned: bool = False,
+) -> Paths:
+    """Accuracy between pairs of networks, straight in weights and straight in latents.
+
+    Where the manifold of networks is bent, the direct path leaves it and the interpolated one does not. Norm statistics are
+    those that the Hypernet estimates for any population.
+
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898, section 4
+
+    Args:
+        hypernet: The Hypernet.
+        loader: Batches ``(inputs, labels)``.
+        pairs: Number of pairs of networks.
+        points: Points on each path, both ends included.
+        component: The component both ends come from; None: any, and the interpolated path keeps that of the nearer end.
+        aligned: Whether the channels of one end are first aligned to the other's, so that permutations don't count.
+
+    Returns:
+        The accuracies.
+    """
+    one, other = hypernet.sample(pairs, component), hypernet.sample(pairs, component)
+    at = torch.linspace(0, 1, points, device=one.latents.device)
+    with torch.no_grad():
+        ends = [hypernet.gauge(population.weights) for population in (one, other)]
+        if aligned:
+            ends[1] = align(ends[1], ends[0], hypernet.blocks)
+        direct, interpolated = [], []
+        for t in at:
+            nearer = torch.where(t < 0.5, one.components, other.components)
+            mixed = {name: torch.lerp(value, ends[1][name], t.to(value)) for name, value in ends[0].items()}
+            line = _with_weights(one, mixed)
+            curve = hypernet.generate(torch.lerp(one.latents, other.latents, t.to(one.latents)), nearer)
+            direct.append(accuracies(hypernet, line, loader))
+            interpolated.append(accuracies(hypernet, curve, loader))
+    return Paths(at.cpu(), torch.stack(direct, 1), torch.stack(interpolated, 1))
+
+
+def _with_weights(population: Population, weights: dict[str, Tensor]) -> Population:
+    changed = population[:]
+    changed.weights, changed.buffers = weights, {}
+    return changed

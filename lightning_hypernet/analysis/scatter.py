@@ -1,0 +1,113 @@
+"""Scatter: principal components of sampled weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.population import Population
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Sampled weights in their principal components.
+
+    Args:
+        points: ``(samples, dimensions)``.
+        explained: ``(dimensions,)``, the share of the variance that each component explains.
+        components: ``(samples,)``, the component of the prior that each network belongs to.
+        name: What was scattered.
+    """
+
+    points: Tensor
+    explained: Tensor
+    components: Tensor
+    name: str
+
+    def plot(self) -> tuple[Any, Any]:
+        """Draw every pair of components below the diagonal and histograms on it; returns figure and axes of matplotlib."""
+        from matplotlib import pyplot
+
+        count = self.points.shape[1]
+        figure, axes = pyplot.subplots(count, count, figsize=(1.6 * count, 1.6 * count), squeeze=False, layout="constrained")
+        for row in range(count):
+            for column in range(count):
+                ax = axes[row, column]
+                ax.set(xticks=[], yticks=[])
+                if column > row:
+                    ax.axis("off")
+                elif column == row:
+                    ax.hist(self.points[:, row], bins=30, color="tab:blue")
+                else:
+                    ax.scatter(self.points[:, column], self.points[:, row], s=2, c=self.components, cmap="tab10")
+        figure.suptitle(f"{self.name}: {100 * self.explained.sum():.0f} % of the variance")
+        return figure, axes
+
+
+def scatter(
+    hypernet: Hypernet,
+    samples: int = 3000,
+    dimensions: int = 6,
+    bank: str | None = None,
+    filter: int | None = None,
+    component: int | None = None,
+) -> Scatter:
+    """Principal components of a filter, a layer or all gauge-fixed weights of sampled networks, centred, not standardised.
+
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898, section 4
+
+    Args:
+        hypernet: The Hypernet.
+        samples: Number of networks.
+        dimensions: Number of components.
+        bank: Name of a filter bank, as `Hypernet.summary` lists them; None: all weights.
+        filter: Which filter of the bank; None: all.
+        component: Draw from this component of the prior alone.
+
+    Returns:
+        The points.
+
+    Raises:
+        ValueError: If there is no such bank or filter.
+    """
+    with torch.no_grad():
+        population = hypernet.sample(samples, component)
+        vectors = weights_of(hypernet, population, bank, filter).flatten(1)
+        centred = vectors - vectors.mean(0)
+        directions, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+    shown = min(dimensions, len(sizes))
+    variances = sizes.square()
+    name = "all weights" if bank is None else bank if filter is None else f"filter {filter} of {bank}"
+    return Scatter(
+        (directions * sizes)[:, :shown].cpu(),
+        (variances / variances.sum().clamp(min=1e-30))[:shown].cpu(),
+        population.components.cpu(),
+        name,
+    )
+
+
+def weights_of(hypernet: Hypernet, population: Population, bank: str | None, filter: int | None) -> Tensor:
+    """Gauge-fixed weights of a bank or one of its filters: ``(S, filters, filter_size)``; of all: ``(S, weights)``.
+
+    Raises:
+        ValueError: If there is no such bank or filter.
+    """
+    if bank is None:
+        if filter is not None:
+            raise ValueError("a filter is one of a bank: name the bank too")
+        return population.gauged
+    banks = {one.name: one for one in hypernet.banks}
+    if bank not in banks:
+        raise ValueError(f"there is no bank {bank!r}; there are {', '.join(banks)}")
+    filters = banks[bank].flatten(hypernet.gauge(population.weights))
+    if filter is None:
+        return filters
+    if not 0 <= filter < filters.shape[1]:
+        raise ValueError(f"bank {bank!r} has filters 0 to {filters.shape[1] - 1}, not {filter}")
+    return filters[:, [filter]]

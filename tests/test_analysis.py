@@ -1,0 +1,185 @@
+import matplotlib as mpl
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_hypernet import Hypernet
+from lightning_hypernet.analysis import (
+    accuracies,
+    adversarial,
+    averaging,
+    fgsm,
+    filter_images,
+    ood,
+    paths,
+    pgd,
+    scatter,
+    targeted_sign,
+)
+from lightning_hypernet.distillation import Distillation
+
+mpl.use("Agg")
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A Hypernet that tells three kinds of 4x4 images apart, and the loader."""
+    torch.manual_seed(0)
+    y = torch.arange(96) % 3
+    x = torch.randn(96, 1, 4, 4) * 0.3
+    x[torch.arange(96), 0, y] += 1
+    loader = DataLoader(TensorDataset(x, y), 32)
+    hypernet = Hypernet(small(), example_inputs=x[:2], samples=4, latent_dim=8, components=2).train()
+    optimizer = torch.optim.Adam(hypernet.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss = F.cross_entropy(hypernet(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return hypernet.eval(), loader
+
+
+def drawn(result):
+    figure, _ = result.plot()
+    assert figure.axes
+    mpl.pyplot.close(figure)
+
+
+def test_accuracies_are_those_of_the_materialised_networks(trained):
+    hypernet, loader = trained
+    population = hypernet.sample(5)
+    found = accuracies(hypernet, population, loader)
+    x, y = loader.dataset.tensors
+    expected = [(network.eval()(x).argmax(-1) == y).float().mean() for network in hypernet.materialize(population)]
+    assert found.tolist() == pytest.approx([float(value) for value in expected])
+    assert found.min() > 0.8
+    with pytest.raises(ValueError, match="the loader is empty"):
+        accuracies(hypernet, population, [])
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_both_paths_end_at_the_networks(trained, aligned):
+    hypernet, loader = trained
+    result = paths(hypernet, loader, pairs=3, points=5, aligned=aligned)
+    assert result.direct.shape == result.interpolated.shape == (3, 5)
+    assert torch.allclose(result.direct[:, [0, -1]], result.interpolated[:, [0, -1]], atol=0.02)
+    assert result.interpolated.min() > 0.5
+    drawn(result)
+
+
+def test_scatter_is_a_principal_component_analysis(trained):
+    hypernet, _ = trained
+    draws = hypernet.prior.draws
+    result = scatter(hypernet, samples=50, dimensions=3)
+    hypernet.prior.draws = draws
+    vectors = hypernet.sample(50).gauged.detach().numpy()
+    expected = PCA(3, svd_solver="full").fit(vectors)
+    points = torch.tensor(expected.transform(vectors))
+    assert torch.allclose(result.points.abs(), points.abs().float(), atol=1e-3)
+    assert result.explained.tolist() == pytest.approx(expected.explained_variance_ratio_.tolist(), rel=1e-3)
+    drawn(result)
+    assert scatter(hypernet, 20, 2, bank="0", filter=1).points.shape == (20, 2)
+    with pytest.raises(ValueError, match="there is no bank 'conv'; there are 0, 4"):
+        scatter(hypernet, 20, bank="conv")
+    with pytest.raises(ValueError, match="has filters 0 to 2, not 3"):
+        scatter(hypernet, 20, bank="0", filter=3)
+    with pytest.raises(ValueError, match="name the bank too"):
+        scatter(hypernet, 20, filter=0)
+
+
+def test_filter_images(trained):
+    hypernet, _ = trained
+    result = filter_images(hypernet, "0.weight", filter=2, samples=7)
+    assert result.images.shape == (7, 3, 3)
+    drawn(result)
+    drawn(filter_images(hypernet, "4.weight", samples=4))
+    with pytest.raises(ValueError, match="is no generated weight of two or four axes; there are 0.weight, 4"):
+        filter_images(hypernet, "1.weight")
+
+
+def test_attacks_on_a_linear_model():
+    """Where the gradient is known by hand."""
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])
+    x, y = torch.tensor([[0.3, -0.2]]), torch.tensor([0])
+
+    def model(inputs):
+        return inputs @ weight.T
+
+    p = model(x).softmax(-1)[0]
+    slope = p @ weight - weight[0]
+    assert torch.allclose(fgsm(model, x, y, 0.1), x + 0.1 * slope.sign())
+    towards = p[1] * (weight[1] - p @ weight)
+    assert torch.allclose(targeted_sign(model, x, torch.tensor([1]), 0.2), x + 0.2 * towards.sign())
+    attacked = pgd(model, x, y, 0.1)
+    assert (attacked - x).abs().max() <= 0.1 + 1e-6
+    assert torch.allclose(attacked, fgsm(model, x, y, 0.1))
+
+
+@pytest.mark.parametrize("attack", ["targeted", "fgsm", "pgd"])
+def test_larger_attacks_succeed_more_often(trained, attack):
+    hypernet, loader = trained
+    torch.manual_seed(0)
+    result = adversarial(hypernet, loader, (0.0, 0.2, 1.5), attack, ensemble=6)
+    assert result.attacked[0] == 0
+    assert result.attacked[2] > max(result.attacked[1] - 0.05, 0.3)
+    assert 0.8 < result.clean <= 1
+    drawn(result)
+    both = adversarial(hypernet, loader, (1.5,), attack, attacked=5, ensemble=6)
+    assert both.attacked > 0.3
+    assert not hypernet.training
+
+
+def test_noise_is_out_of_distribution(trained):
+    hypernet, loader = trained
+    torch.manual_seed(0)
+    ensemble = hypernet.ensemble(10)
+    ensemble.calibrate(loader)
+    result = ood(ensemble.members, loader, [torch.randn(40, 1, 4, 4) * 2])
+    assert set(result.results) == {"entropy", "mutual_information"}
+    assert result.results["mutual_information"]["auroc"] > 0.6
+    same = ood(ensemble.members, loader, loader).results["entropy"]
+    assert same["auroc"] == pytest.approx(0.5)
+    assert same["fpr95"] == pytest.approx(0.95, abs=0.05)
+    drawn(result)
+
+
+def test_averaging(trained):
+    hypernet, loader = trained
+    ensemble = hypernet.ensemble(10, component=0)
+    ensemble.calibrate(loader)
+    result = averaging(ensemble, loader, (1, 5, 10, 20), loader)
+    assert list(result.counts) == [1, 5, 10]
+    assert result.average[0] == result.ensemble[0]
+    assert len(ensemble[:5]) == 5
+    drawn(result)
+
+
+def test_distillation_teaches_the_ensemble(trained):
+    hypernet, loader = trained
+    torch.manual_seed(0)
+    ensemble = hypernet.ensemble(5)
+    ensemble.calibrate(loader)
+    before = {name: value.clone() for name, value in ensemble.state_dict().items()}
+    module = Distillation(ensemble, small(), lr=1e-2)
+    assert not any("weights" in name for name in module.state_dict())
+    trainer = pl.Trainer(
+        max_epochs=30, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    x, _ = loader.dataset.tensors
+    with torch.no_grad():
+        taught = ensemble.members(x).softmax(-1).mean(0)
+        learnt = module.eval()(x).softmax(-1)
+    assert (taught.argmax(-1) == learnt.argmax(-1)).float().mean() > 0.9
+    assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
+    with pytest.raises(ValueError, match="alpha must lie in 0 to 1"):
+        Distillation(ensemble, small(), alpha=2.0)

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -522,7 +523,9 @@ class Hypernet(nn.Module):
         return summarize(self.banks, self.target, self.generator, groups)
 
     @classmethod
-    def from_checkpoint(cls, path: str, target: nn.Module, name: str | None = None, plugins: Sequence[object] = ()) -> Hypernet:
+    def from_checkpoint(
+        cls, path: str | Path, target: nn.Module, name: str | None = None, plugins: Sequence[object] = (), **changes: Any
+    ) -> Hypernet:
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
         Args:
@@ -530,6 +533,7 @@ class Hypernet(nn.Module):
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
             plugins: Plug-ins that were passed to the callback.
+            changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
 
         Raises:
             ValueError: If the checkpoint holds no such Hypernet, or its prior was a distribution object.
@@ -545,7 +549,7 @@ class Hypernet(nn.Module):
         options, prefix = recipes[name]["options"], recipes[name]["prefix"]
         if options["prior"] is None:
             raise ValueError(f"the prior in {path} was a distribution object; build the Hypernet and load its state dict")
-        hypernet = cls(target, plugins=plugins, **options)
+        hypernet = cls(target, plugins=plugins, **{**options, **changes})
         state = {
             key.removeprefix(prefix): value
             for key, value in checkpoint["state_dict"].items()

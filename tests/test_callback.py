@@ -278,6 +278,8 @@ def test_a_checkpoint_knows_the_filters_that_the_graph_showed(tmp_path):
     trained.save_checkpoint(tmp_path / "at.ckpt")
     loaded = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Activated().model)
     assert [bank.name for bank in loaded.banks] == ["0", "3"]
+    changed = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Activated().model, reduce=None)
+    assert changed(torch.randn(2, 4)).shape == (10, 2, 3)
     x = next(iter(data()))[0]
     assert torch.allclose(loaded(x), chosen.hypernet.eval()(x), atol=1e-6)
 

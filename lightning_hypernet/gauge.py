@@ -17,6 +17,7 @@ from lightning_hypernet.symmetry import ChannelGroups, Level
 
 GaugeName = Literal["auto", "scale", "softmax", "permutation", "none"]
 _SWEEPS = 50
+_LEAST = 1e-7
 
 
 class Gauge(ABC):
@@ -30,6 +31,10 @@ class Gauge(ABC):
         """Some of the gauge-fixed weights; a gauge that can fix them alone overrides this."""
         gauged = self(weights)
         return {name: gauged[name] for name in names}
+
+    def reads(self, weights: Collection[str], names: Collection[str]) -> Collection[str]:
+        """Which of the weights `select` reads to fix those that are named; all, where a gauge doesn't know."""
+        return weights
 
 
 class NoGauge(Gauge):
@@ -52,6 +57,15 @@ class ComposedGauge(Gauge):
             weights = gauge(weights)
         return weights
 
+    def select(self, weights: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+        """Some of the gauge-fixed weights; every gauge fixes what the next one reads."""
+        wanted = [names]
+        for gauge in reversed(self.gauges[1:]):
+            wanted.append(gauge.reads(weights.keys(), wanted[-1]))
+        for gauge, some in zip(self.gauges, reversed(wanted), strict=True):
+            weights = gauge.select(weights, some)
+        return weights
+
 
 class _Squares(torch.autograd.Function):
     """Sums of squares over some axes, whose gradient is one product."""
@@ -59,13 +73,14 @@ class _Squares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, axes: list[int]) -> Tensor:
         ctx.save_for_backward(weight)
-        norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True, dtype=exact)
         return norm.square()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        return weight * (2 * gradient), None
+        return (weight * (2 * gradient)).to(weight.dtype), None
 
 
 class ScaleGauge(Gauge):
@@ -117,7 +132,7 @@ class ScaleGauge(Gauge):
     def factors(self, weights: Mapping[str, Tensor], wanted: Sequence[bool]) -> Tensor:
         """What the producers of every group are divided by, 1 in the levels that are not wanted: ``(S, count)``."""
         some = next(iter(weights.values()))
-        found = some.new_ones(len(some), 0)
+        found = some.new_ones(len(some), 0, dtype=torch.promote_types(some.dtype, torch.float32))
         for level, chosen in zip(self.groups.levels, wanted, strict=True):
             found = torch.cat(
                 [found, self._level(level, weights, found) if chosen else found.new_ones(len(found), len(level.groups))], dim=1
@@ -134,7 +149,7 @@ class ScaleGauge(Gauge):
             numbers_each = weight[0].numel() / rows.numel()
             axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
             alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
-            squared = _Squares.apply(weight, alone) if alone else weight.square()
+            squared = _Squares.apply(weight, alone) if alone else weight.to(found.dtype).square()
             if (read < self.groups.count).any():
                 known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
                 squared = squared * known[:, read.clamp(max=found.shape[1])].square()
@@ -158,8 +173,18 @@ class LogitShiftGauge(Gauge):
 
     def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to weights whose output bias sums to zero."""
-        bias = weights[self.bias]
-        return {**weights, self.bias: bias - bias.mean(1, keepdim=True)}
+        return self.select(weights, weights)
+
+    def select(self, weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+        """Some of the gauge-fixed weights; each is fixed by itself."""
+        chosen = {name: weights[name] for name in names}
+        if self.bias in chosen:
+            chosen[self.bias] = chosen[self.bias] - chosen[self.bias].mean(1, keepdim=True)
+        return chosen
+
+    def reads(self, weights: Collection[str], names: Collection[str]) -> Collection[str]:
+        """The weights that are named."""
+        return names
 
 
 class PermutationGauge(Gauge):
@@ -174,16 +199,28 @@ class PermutationGauge(Gauge):
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to weights of the same functions with sorted channels."""
-        for block in self.blocks:
-            weights = block.permute(weights, block.parts[0].gather(weights).detach().sum(-1).argsort(-1))
-        return weights
+        return self.select(weights, list(weights))
+
+    def select(self, weights: Mapping[str, Tensor], names: Collection[str]) -> Mapping[str, Tensor]:
+        """Some of the gauge-fixed weights; only blocks that touch them are sorted."""
+        chosen: Mapping[str, Tensor] = {name: weights[name] for name in names}
+        for block in self._touching(names):
+            chosen = block.permute(chosen, block.parts[0].gather(weights).detach().sum(-1).argsort(-1))
+        return chosen
+
+    def reads(self, weights: Collection[str], names: Collection[str]) -> Collection[str]:
+        """The weights that are named, and those that their blocks are sorted by."""
+        return {*names, *(block.parts[0].parameter for block in self._touching(names))}
+
+    def _touching(self, names: Collection[str]) -> list[Block]:
+        return [block for block in self.blocks if any(part.parameter in names for part in block.parts)]
 
 
 def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks: Sequence[Block]) -> Mapping[str, Tensor]:
     """Permute the channels of networks so that they come to lie as near as can be to other networks.
 
-    Weight matching: one block after the other is matched by linear assignment while the others stay, until nothing changes. The
-    problem is NP-hard; what is found is a local optimum.
+    Weight matching: one block after the other is matched by linear assignment while the others stay, until nothing comes
+    nearer. The problem is NP-hard; what is found is a local optimum, never farther than the start.
 
     References:
         | Git Re-Basin: Merging Models modulo Permutation Symmetries (Ainsworth et al., 2022)
@@ -204,11 +241,20 @@ def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks
             assert isinstance(likeness, Tensor)
             matches = [linear_sum_assignment(one.T, maximize=True)[1] for one in likeness.detach().double().cpu().numpy()]
             order = torch.as_tensor(np.stack(matches), device=likeness.device)
-            if not torch.equal(order, torch.arange(block.size, device=order.device).expand_as(order)):
-                weights, changed = block.permute(weights, order), True
+            before, after = (_likeness(one, reference, block) for one in (weights, block.permute(weights, order)))
+            nearer = after > before + _LEAST * before.abs()
+            if nearer.any():
+                stay = torch.arange(block.size, device=order.device)
+                weights, changed = block.permute(weights, torch.where(nearer[:, None], order, stay)), True
         if not changed:
             break
     return weights
+
+
+def _likeness(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], block: Block) -> Tensor:
+    """Inner product of all that a block touches: ``(S,)``."""
+    names = {part.parameter for part in block.parts}
+    return torch.stack([(weights[name] * reference[name]).flatten(1).sum(1) for name in names]).sum(0)
 
 
 def symmetry_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], gauge: Gauge, blocks: Sequence[Block]) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +27,25 @@ class SymmetryError(RuntimeError):
     """The graph of a target can't be read; the message says why."""
 
 
-def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Export a target in evaluation mode; its modes are left as they were.
+@dataclass(frozen=True)
+class Graph:
+    """The exported graph of a target.
+
+    Args:
+        program: The exported program.
+        parameters: For every placeholder that is a parameter, the parameter's first name in the target.
+    """
+
+    program: ExportedProgram
+    parameters: Mapping[str, str]
+
+    def parameter(self, node: Any) -> str | None:
+        """The name of the parameter that a node stands for; None if it is something else."""
+        return self.parameters.get(node.name) if isinstance(node, Node) else None
+
+
+def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """Export a target in evaluation mode, on the CPU; it is left as it was.
 
     Args:
         target: The target with its own weights.
@@ -33,29 +53,35 @@ def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         kwargs: Example keyword arguments.
 
     Returns:
-        The exported program.
+        The graph.
 
     Raises:
         SymmetryError: If the target cannot be exported.
     """
+    if any(tensor.device.type != "cpu" for tensor in itertools.chain(target.parameters(), target.buffers())):
+        target = copy.deepcopy(target).cpu()
+    args, kwargs = tree_map(lambda one: one.cpu() if isinstance(one, Tensor) else one, (args, kwargs))
     modes = [(module, module.training) for module in target.modules()]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(target.eval(), args, kwargs, strict=False)
+            program = torch.export.export(target.eval(), args, kwargs, strict=False)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise SymmetryError(f"{type(target).__name__} cannot be exported: {reason}") from error
     finally:
         for module, mode in modes:
             module.training = mode
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(one), name) for name, one in target.named_parameters(remove_duplicate=False)}
+    return Graph(program, {node: names[name] for node, name in program.graph_signature.inputs_to_parameters.items()})
 
 
-def run_shadow(program: ExportedProgram, generated: Sequence[str], handlers: Mapping[str, Handler]) -> Shadow:
+def run_shadow(graph: Graph, generated: Sequence[str], handlers: Mapping[str, Handler]) -> Shadow:
     """Run a graph on identities.
 
     Args:
-        program: The exported target.
+        graph: The exported target.
         generated: Names of the parameters that symmetries may change.
         handlers: For every operation that is known, what it does to identities; the others pin what they read. Shape operations
             act on the identities themselves.
@@ -66,7 +92,7 @@ def run_shadow(program: ExportedProgram, generated: Sequence[str], handlers: Map
     Raises:
         SymmetryError: If the graph can't be read.
     """
-    reader = _Reader(program, frozenset(generated), handlers)
+    reader = _Reader(graph, frozenset(generated), handlers)
     try:
         reader.run()
     except Exception as error:
@@ -77,8 +103,9 @@ def run_shadow(program: ExportedProgram, generated: Sequence[str], handlers: Map
 class _Reader:
     """Follows the nodes of one graph."""
 
-    def __init__(self, program: ExportedProgram, generated: frozenset[str], handlers: Mapping[str, Handler]) -> None:
-        self.program = program
+    def __init__(self, graph: Graph, generated: frozenset[str], handlers: Mapping[str, Handler]) -> None:
+        self.graph = graph
+        self.program = graph.program
         self.generated = generated
         self.handlers = handlers
         self.shadow = Shadow()
@@ -101,10 +128,14 @@ class _Reader:
                     self.shadow.pin(value)
 
     def _placeholder(self, node: Node, signature: Any, state: Mapping[str, Tensor]) -> Any:
-        name = signature.inputs_to_parameters.get(node.name)
+        name = self.graph.parameter(node)
         if name in self.generated:
-            return Leaf(name, tuple(state[name].shape))
-        fixed = name or signature.inputs_to_buffers.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+            return Leaf(name, tuple(node.meta["val"].shape))
+        fixed = (
+            signature.inputs_to_parameters.get(node.name)
+            or signature.inputs_to_buffers.get(node.name)
+            or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        )
         if fixed is not None:
             return state[fixed]
         value = node.meta.get("val")

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
@@ -74,6 +73,7 @@ class Hypernet(nn.Module):
         reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
             ``(members, batch, ...)``.
         plugins: Plug-ins beside the installed ones.
+        structure: Which norm layer scales which filters and which layer is the last, as checkpoints keep it; None: it is read.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches nothing or there is nothing to generate.
@@ -105,6 +105,7 @@ class Hypernet(nn.Module):
         execution: ExecutionMode = "auto",
         reduce: Reduction = "mean",
         plugins: Sequence[object] = (),
+        structure: Structure | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
@@ -133,8 +134,11 @@ class Hypernet(nn.Module):
         generate, exclude = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
         reference = next(target.parameters(), torch.zeros(()))
         self.examples = _examples(target, example_inputs, reference)
-        structure = _structure(target, self.examples) if _is_plain(example_inputs) else None
-        self.options["example_inputs"] = tree_map(_stored, example_inputs) if _is_plain(example_inputs) else None
+        if isinstance(structure, Mapping):
+            structure = Structure(**structure)
+        if structure is None and self.examples is not None:
+            structure = self._read_structure(target, guessed=example_inputs is None)
+        self.options["structure"] = dataclasses.asdict(structure) if structure else None
         rules = Plugins(plugins).rules
         self.banks = find_filters(target, rules, generate, exclude, config.merge, config.merge_limit, structure)
         self.options |= {"generate": ["*"], "exclude": list(self.banks.ordinary)}
@@ -244,6 +248,18 @@ class Hypernet(nn.Module):
 
     # Symmetries
 
+    def _read_structure(self, target: nn.Module, guessed: bool) -> Structure | None:
+        """What the graph shows of filters; None if it can't be read. A guess of the inputs that does not fit is given up."""
+        assert self.examples is not None
+        try:
+            return read_structure(target, *self.examples.restore(self.examples.leaves))
+        except SymmetryError as error:
+            if guessed:
+                self.examples = None
+            else:
+                warnings.warn(f"the order of the modules shows the filters, since {error}", stacklevel=4)
+            return None
+
     @property
     def groups(self) -> ChannelGroups:
         """The channel groups of the target, read off its graph once.
@@ -267,9 +283,7 @@ class Hypernet(nn.Module):
         return self._blocks
 
     def _read(self, reader: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Sequence[str]], _T]) -> _T:
-        inputs = self.examples
-        if inputs is None and self.population is not None and self.population.batch is not None:
-            inputs = self.population.batch.head(2)
+        inputs = self._inputs()
         if inputs is None:
             raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
         device = self.member_latents.device.type
@@ -278,6 +292,12 @@ class Hypernet(nn.Module):
             (network,) = self.executor.materialize_all(members.weights, {})
             args, kwargs = inputs.restore(inputs.leaves)
             return reader(network, args, kwargs, list(self.banks.shapes))
+
+    def _inputs(self) -> Arguments | None:
+        """What the graph is read with."""
+        if self.examples is None and self.population is not None and self.population.batch is not None:
+            return self.population.batch.head(2)
+        return self.examples
 
     def gauge(self, weights: Tensors, names: Collection[str] | None = None) -> Tensors:
         """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions.
@@ -295,8 +315,10 @@ class Hypernet(nn.Module):
             except SymmetryError as error:
                 if self._gauge != "auto":
                     raise
-                self._gauge = NoGauge()
                 warnings.warn(f"no gauge is fixed: {error}", stacklevel=2)
+                if self._inputs() is None:  # there may be some later
+                    return weights if names is None else {name: weights[name] for name in names}
+                self._gauge = NoGauge()
         return self._gauge(weights) if names is None else self._gauge.select(weights, names)
 
     @torch.no_grad()
@@ -566,29 +588,11 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a checkpoint can hold the value."""
-    return all(isinstance(leaf, (Tensor, bool, int, float, str, type(None))) for leaf in tree_leaves(value))
-
-
-def _stored(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
-
-
-def _structure(target: nn.Module, examples: Arguments | None) -> Structure | None:
-    """What the graph shows of filters; None if there is nothing to read it with, or it can't be read."""
-    if examples is None:
-        return None
-    try:
-        return read_structure(target, *examples.restore(examples.leaves))
-    except SymmetryError:
-        return None
-
-
 def _examples(target: nn.Module, example_inputs: Any, reference: Tensor) -> Arguments | None:
     if example_inputs is None:
         size = (getattr(target, "pretrained_cfg", None) or {}).get("input_size")
         if size is None:
             return None
         example_inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-    return Arguments(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), {})
+    arguments = Arguments(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), {})
+    return arguments.head(2).map(lambda tensor: tensor.to(reference.device))

@@ -24,19 +24,27 @@ _SPATIAL = {
     "upsample_nearest1d": 1, "upsample_linear1d": 1, "upsample_nearest3d": 3, "upsample_trilinear3d": 3,
 }  # fmt: skip
 _REPEATING = {"expand", "expand_as", "repeat", "repeat_interleave", "index", "index_select", "tile", "unfold"}
-_IDENTITY_OPERATIONS = {
+IDENTITY = {
     "to", "_to_copy", "contiguous", "clone", "alias", "detach", "dropout", "feature_dropout", "type_as", "float"
 }  # fmt: skip
+ELEMENTWISE = {
+    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "mish",
+    "softplus", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "clamp", "clamp_min",
+    "clamp_max", "erf", "leaky_relu", "logsigmoid", "log_sigmoid", "celu", "reciprocal", "sin", "cos", "threshold",
+    "hardshrink", "softshrink", "tanhshrink",
+}  # fmt: skip
+"""Functions of single elements."""
+
 _SELECTING = {"index", "index_select"}
 _JOINING = {"cat", "stack", "concat", "concatenate"}
-SHAPE_OPERATIONS = _IDENTITY_OPERATIONS | {
+SHAPE_OPERATIONS = IDENTITY | {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
     "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow", "roll", "flip", "repeat", "repeat_interleave",
     "pixel_shuffle", "pixel_unshuffle", "movedim", "view_as", "reshape_as", "expand_as", "channel_shuffle", "numpy_T",
     "swapaxes", "diagonal", "unfold", "tile", *_SELECTING, *_JOINING,
 }  # fmt: skip
 
-VIEWS = SHAPE_OPERATIONS - _IDENTITY_OPERATIONS
+VIEWS = SHAPE_OPERATIONS - IDENTITY
 """What may give another view of the same numbers."""
 
 
@@ -56,7 +64,7 @@ def shape_operation(shadow: Shadow, node: Node, args: Any, kwargs: Any) -> Any:
 
     args, kwargs = tree_map(plain, (args, kwargs))
     kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "memory_format", "copy", "layout")}
-    if shadow.operation in _IDENTITY_OPERATIONS:
+    if shadow.operation in IDENTITY:
         result: Any = args[0]
     elif shadow.operation in ("view", "_unsafe_view"):
         result = args[0].reshape(args[1])

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.graph import components, export, run_shadow
+from lightning_hypernet.graph import SymmetryError, components, export, run_shadow
 from lightning_hypernet.permuting import PERMUTING
 from lightning_hypernet.shadow import PINNED, Shadow, compact, thin
 
 _TOLERANCE = 1e-8
 _DRAWS = 2
+_PARTS = 2
+_SHOWN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Block:
         """Permute every network.
 
         Args:
-            weights: ``{name: (S, *shape)}``.
+            weights: ``{name: (S, *shape)}``; some may be missing.
             order: ``(S, n)``, which channel comes to each place.
 
         Returns:
@@ -80,6 +82,8 @@ class Block:
         """
         permuted = dict(weights)
         for part in self.parts:
+            if part.parameter not in weights:
+                continue
             permuted[part.parameter] = part.permute(permuted[part.parameter], order)
         return permuted
 
@@ -107,7 +111,14 @@ def read_permutations(
     """
     shadow = run_shadow(export(target, args, kwargs), generated, PERMUTING)
     blocks = _propose(shadow)
-    return _Certificate(target, args, kwargs).of(blocks)
+    if not blocks:
+        return []
+    try:
+        return _Certificate(target, args, kwargs, blocks).of(blocks)
+    except RuntimeError as error:
+        raise SymmetryError(
+            f"{type(target).__name__} can't be run in double precision, which certifies permutations: {error}"
+        ) from error
 
 
 def _propose(shadow: Shadow) -> list[Block]:
@@ -157,34 +168,39 @@ def _contexts(shadow: Shadow, label: Tensor) -> dict[int, list[tuple[int, int]]]
 
 
 class _Certificate:
-    """Runs a target of random weights before and after permutations.
+    """Runs a target of random weights on random inputs before and after permutations.
+
+    Norm layers use the statistics of the batch where it is large enough. A block counts only where its first parameter,
+    permuted alone, moves the output by much more than rounding does: where outputs are saturated or vanish, a run shows
+    nothing.
 
     Args:
         target: The target.
         args: Example arguments.
         kwargs: Example keyword arguments.
+        blocks: What is proposed.
     """
 
-    def __init__(self, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.target = copy.deepcopy(target).double().eval()
-        self.arguments = tree_map(_double, (args, kwargs))
-        generator = torch.Generator().manual_seed(0)
-        for module in self.target.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.reset_running_stats()
-        self.generator = generator
+    def __init__(self, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: Sequence[Block]) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.target = copy.deepcopy(target).cpu().double().eval()
+        self.arguments = tree_map(self._noisy, (args, kwargs))
+        norms = [module for module in self.target.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
         self.draws = [self._random_weights() for _ in range(_DRAWS)]
+        try:
+            self._run(self.draws[0])
+        except ValueError:  # statistics of a batch need more than one value per channel
+            for norm in norms:
+                norm.eval()
         self.expected = [self._run(weights) for weights in self.draws]
-
-    def _random_weights(self) -> dict[str, Tensor]:
-        weights = {}
-        for name, value in self.target.named_parameters():
-            noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float64).to(value.device)
-            weights[name] = (value.detach() + (value.detach().std(correction=0) + 0.02) * noise)[None]
-        return weights
+        self.shown = [self._shown(draw, blocks) for draw in range(_DRAWS)]
 
     def of(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks that are symmetries, found by halving."""
+        blocks = [block for block in blocks if all(id(block) in shown for shown in self.shown)]
         if not blocks or self._holds(blocks):
             return list(blocks)
         if len(blocks) == 1:
@@ -193,26 +209,75 @@ class _Certificate:
         return self.of(blocks[:half]) + self.of(blocks[half:])
 
     def _holds(self, blocks: Sequence[Block]) -> bool:
-        return all(
-            self._unchanged(blocks, weights, expected) for weights, expected in zip(self.draws, self.expected, strict=True)
-        )
+        """All together, and parts of them: what holds only together is no symmetry of each."""
+        parts = [blocks, *([block for block in blocks if self._coin()] for _ in range(_PARTS))]
+        return all(self._unchanged(part, draw) for part in parts for draw in range(_DRAWS))
 
-    def _unchanged(self, blocks: Sequence[Block], weights: Mapping[str, Tensor], expected: Tensor) -> bool:
+    def _coin(self) -> bool:
+        return bool(torch.rand((), generator=self.generator) < 0.5)
+
+    def _unchanged(self, blocks: Sequence[Block], draw: int) -> bool:
+        weights, expected = self.draws[draw], self.expected[draw]
         for block in blocks:
-            shuffled = torch.randperm(block.size, generator=self.generator)
-            cycle = shuffled.roll(1)[shuffled.argsort()]  # moves every channel
-            weights = block.permute(weights, cycle[None])
-        error = (self._run(weights) - expected).abs().max() / expected.abs().max().clamp(min=1e-300)
-        return bool(error < _TOLERANCE)
+            weights = block.permute(weights, self._order(block.size))
+        return bool((self._run(weights) - expected).abs().max() < _TOLERANCE * expected.abs().max())
+
+    def _order(self, size: int) -> Tensor:
+        """A random permutation, ``(1, size)``, that is not the identity."""
+        while True:
+            order = torch.randperm(size, generator=self.generator)
+            if not torch.equal(order, torch.arange(size)):
+                return order[None]
+
+    def _shown(self, draw: int, blocks: Sequence[Block]) -> set[int]:
+        """Which blocks move the output enough when one parameter is permuted alone."""
+        weights, expected = self.draws[draw], self.expected[draw]
+        names = sorted({block.parts[0].parameter for block in blocks})
+        slopes = self._slopes(weights, names)
+        shown = set()
+        for block in blocks:
+            part = block.parts[0]
+            moved = part.permute(weights[part.parameter], self._order(block.size))
+            if slopes is None:
+                change = (self._run({**weights, part.parameter: moved}) - expected).abs().max()
+            else:
+                change = ((moved - weights[part.parameter]) * slopes[part.parameter]).abs().sum()
+            if change > _SHOWN * expected.abs().max():
+                shown.add(id(block))
+        return shown
+
+    def _slopes(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor] | None:
+        """The gradients of a random projection of the output; None where the target has none."""
+        leaves = {name: weights[name].clone().requires_grad_() for name in names}
+        try:
+            outputs = self._run({**weights, **leaves})
+            direction = torch.randn(outputs.shape, generator=self.generator, dtype=torch.float64)
+            slopes = torch.autograd.grad((outputs * direction).sum(), list(leaves.values()), materialize_grads=True)
+        except RuntimeError:
+            return None
+        return dict(zip(names, slopes, strict=True))
+
+    def _random_weights(self) -> dict[str, Tensor]:
+        weights = {}
+        for name, value in self.target.named_parameters():
+            noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+            weights[name] = (value.detach() + (value.detach().std(correction=0) + 0.02) * noise)[None]
+        return weights
+
+    def _noisy(self, value: Any) -> Any:
+        """In double precision, with noise of its own size."""
+        if not isinstance(value, Tensor):
+            return value
+        if not value.is_floating_point():
+            return value.cpu()
+        value = value.detach().cpu().double()
+        size = float(value.std(correction=0)) if value.numel() > 1 else 0.0
+        return value + (size or 1.0) * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
 
     def _run(self, weights: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = self.arguments
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(any(one.requires_grad for one in weights.values())):
             torch.default_generator.manual_seed(0)
             outputs = torch.func.functional_call(self.target, {name: one[0] for name, one in weights.items()}, args, kwargs)
         leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
         return torch.cat([leaf.double().reshape(-1) for leaf in leaves])
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

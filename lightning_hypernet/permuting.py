@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hypernet.graph import Handler
-from lightning_hypernet.operations import HANDLERS
+from lightning_hypernet.operations import ELEMENTWISE, HANDLERS
 from lightning_hypernet.shadow import Ids, Leaf, Shadow, thin
 
 
@@ -193,16 +193,11 @@ def _softmax(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     return Ids(args[0].ids) if isinstance(args[0], Ids) and isinstance(meta, Tensor) else None
 
 
-_ELEMENTWISE = (
-    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "mish",
-    "softplus", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "clamp", "clamp_min",
-    "clamp_max", "erf", "leaky_relu", "logsigmoid", "log_sigmoid", "celu", "reciprocal", "sin", "cos", "add", "sub", "rsub",
-    "mul", "div", "maximum", "minimum", "where", "masked_fill", "threshold", "hardshrink", "softshrink", "tanhshrink",
-)  # fmt: skip
+_MEETING = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "where", "masked_fill")
 
 PERMUTING: dict[str, Handler] = {
     **HANDLERS,
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys((*ELEMENTWISE, *_MEETING), _elementwise),
     **dict.fromkeys(("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"), _normalised),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _depthwise_or_layer),
     **dict.fromkeys(("matmul", "bmm"), _contract),

@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.filters import Structure
-from lightning_hypernet.graph import export, operation_of
+from lightning_hypernet.graph import Graph, export, operation_of
+from lightning_hypernet.operations import ELEMENTWISE, IDENTITY
 
 _NORMS = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
-_PASSING = {
-    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "mish",
-    "softplus", "leaky_relu", "dropout", "feature_dropout", "contiguous", "clone", "to", "_to_copy", "alias", "detach",
-    "clamp", "softmax", "log_softmax",
-}  # fmt: skip
+_PASSING = ELEMENTWISE | IDENTITY | {"softmax", "log_softmax"}
 _REGROUPING = {"view", "reshape", "flatten", "_unsafe_view", "unflatten", "squeeze", "unsqueeze"}
 _POOLING = {
     f"{kind}_pool{dims}d": dims for dims in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg", "adaptive_max")
@@ -40,32 +36,32 @@ def read_structure(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     Raises:
         SymmetryError: If the target cannot be exported.
     """
-    program = export(target, args, kwargs)
+    graph = export(target, args, kwargs)
     norms: dict[str, str] = {}
     output = None
-    for node in program.graph.nodes:
+    for node in graph.program.graph.nodes:
         operation = operation_of(node)
         if operation in _NORMS:
-            layer = _layer_behind(program, node.args[0], _NORMS[operation])
-            parameters = [_parameter(program, one) for one in (*node.args[1:], *node.kwargs.values())]
+            layer = _layer_behind(graph, node.args[0], _NORMS[operation])
+            parameters = [graph.parameter(one) for one in (*node.args[1:], *node.kwargs.values())]
             norms |= {name: layer for name in parameters if name and layer}
         elif node.op == "output":
             nodes = [one for one in tree_leaves(node.args) if isinstance(one, Node)]
             if len(nodes) == 1:
-                output = _layer_behind(program, nodes[0], 1) or _layer_behind(program, nodes[0], -1)
+                output = _layer_behind(graph, nodes[0], 1) or _layer_behind(graph, nodes[0], -1)
     return Structure(norms, output)
 
 
-def _layer_behind(program: ExportedProgram, node: Any, axis: int) -> str | None:
+def _layer_behind(graph: Graph, node: Any, axis: int) -> str | None:
     """The weight of the linear or convolution layer whose output units lie along an axis of a node; None if there is none."""
     while isinstance(node, Node) and node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
         shape = node.meta["val"].shape
         axis %= max(len(shape), 1)
         operation = operation_of(node).rstrip("_")
         if operation == "linear" and axis == len(shape) - 1:
-            return _parameter(program, node.args[1])
+            return _source(graph, node.args[1])
         if operation.startswith("conv") and axis == 1 and len(node.args) > 1:
-            return _parameter(program, node.args[1])
+            return _source(graph, node.args[1])
         source: Any = node.args[0] if node.args else None
         if not isinstance(source, Node) or len(source.users) > 1 or not isinstance(source.meta.get("val"), Tensor):
             return None
@@ -87,6 +83,8 @@ def _layer_behind(program: ExportedProgram, node: Any, axis: int) -> str | None:
     return None
 
 
-def _parameter(program: ExportedProgram, node: Any) -> str | None:
-    name: str | None = program.graph_signature.inputs_to_parameters.get(node.name) if isinstance(node, Node) else None
-    return name
+def _source(graph: Graph, node: Any) -> str | None:
+    """The parameter that a weight is, or is computed from."""
+    while isinstance(node, Node) and node.op == "call_function":
+        node = node.args[0]
+    return graph.parameter(node)

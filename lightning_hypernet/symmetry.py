@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_hypernet.graph import components, export, run_shadow
+from lightning_hypernet.graph import Graph, components, export, run_shadow
 from lightning_hypernet.operations import HANDLERS
 from lightning_hypernet.shadow import PINNED
 
@@ -71,7 +70,8 @@ class ChannelGroups:
             if name not in weights:
                 continue
             device = factors.device
-            scaled[name] = scaled[name] * (padded[:, written.to(device)] / padded[:, self.consumers[name].to(device)])
+            ratio = padded[:, written.to(device)] / padded[:, self.consumers[name].to(device)]
+            scaled[name] = scaled[name] * ratio.to(scaled[name].dtype)
         return scaled
 
 
@@ -92,8 +92,8 @@ def read_symmetries(
     Raises:
         SymmetryError: If the target cannot be exported or its graph can't be read.
     """
-    program = export(target, args, kwargs)
-    shadow = run_shadow(program, generated, HANDLERS)
+    graph = export(target, args, kwargs)
+    shadow = run_shadow(graph, generated, HANDLERS)
     written = torch.cat([torch.arange(first, last) for first, last, _ in shadow.writers] or [torch.zeros(0, dtype=torch.long)])
     label = components(shadow.count, shadow.edges + [torch.stack([ids, ids * 0]) for _, ids in shadow.pins])
     scalable = label != label[PINNED]
@@ -126,15 +126,15 @@ def read_symmetries(
         {name: group[use.columns] for name, use in uses.items()},
         levels,
         dict(sorted(pinned.items(), key=lambda item: -item[1])),
-        _output_bias(program, generated),
+        _output_bias(graph, generated),
     )
 
 
-def _output_bias(program: ExportedProgram, generated: Sequence[str]) -> str | None:
+def _output_bias(graph: Graph, generated: Sequence[str]) -> str | None:
     """The bias of the linear layer that the output comes from."""
-    (output,) = [node for node in program.graph.nodes if node.op == "output"]
+    (output,) = [node for node in graph.program.graph.nodes if node.op == "output"]
     nodes = [node for node in tree_leaves(output.args) if isinstance(node, Node)]
     if len(nodes) != 1 or not str(nodes[0].target).startswith("aten.linear") or len(nodes[0].args) < 3:
         return None
-    name = program.graph_signature.inputs_to_parameters.get(getattr(nodes[0].args[2], "name", ""))
+    name = graph.parameter(nodes[0].args[2])
     return name if name in generated else None

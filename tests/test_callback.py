@@ -275,6 +275,7 @@ def test_a_checkpoint_knows_the_filters_that_the_graph_showed(tmp_path):
     trained = pl.Trainer(max_steps=2, callbacks=[chosen], **QUIET)
     trained.fit(Activated(), data())
     assert [bank.name for bank in chosen.hypernet.banks] == ["0", "3"]
+    assert not any(isinstance(value, torch.Tensor) for value in chosen.hypernet.options.values())
     trained.save_checkpoint(tmp_path / "at.ckpt")
     loaded = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Activated().model)
     assert [bank.name for bank in loaded.banks] == ["0", "3"]

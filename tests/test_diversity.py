@@ -80,6 +80,21 @@ def test_entropy_of_a_part_of_the_parameters_stands_for_all():
         Entropy(coordinates=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    """Neighbours in tight clusters, which half precision would not tell apart."""
+    torch.manual_seed(0)
+    centres = torch.randn(8, 20_000).repeat_interleave(4, 0) * 3
+    vectors = (centres + 0.05 * torch.randn(32, 20_000)).requires_grad_()
+    expected = nearest_distances(vectors)
+    (gradient,) = torch.autograd.grad(expected.sum(), vectors)
+    with torch.autocast("cpu", dtype):
+        found = nearest_distances(vectors)
+        (same,) = torch.autograd.grad(found.sum(), vectors)
+    assert torch.equal(found, expected)
+    assert torch.equal(same, gradient)
+
+
 def test_entropy_of_a_known_distribution():
     """Differences of estimates are differences of entropies: a cube twice as wide has d log 2 nats more."""
     torch.manual_seed(0)

@@ -118,6 +118,20 @@ def test_the_graph_shows_what_the_order_of_the_modules_does_not():
     assert [bank.name for bank in excluded.banks] == ["head", "conv", "behind", "stray", "sum"]
 
 
+def test_the_graph_sees_through_a_weight_that_is_computed():
+    target = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    structure = read_structure(target, (torch.randn(2, 3, 5, 5),), {})
+    assert {name: layer.rpartition(".")[0] for name, layer in structure.norms.items()} == {
+        "1.weight": "0.parametrizations.weight",
+        "1.bias": "0.parametrizations.weight",
+    }
+
+
+def test_inputs_that_do_not_fit_the_target_are_told():
+    with pytest.warns(UserWarning, match="the order of the modules shows the filters, since Linear cannot be exported"):
+        Hypernet(nn.Linear(3, 4), example_inputs=torch.randn(2, 5))
+
+
 def test_packed_attention_is_three_banks():
     banks = list(banks_of(nn.MultiheadAttention(8, 2), merge=()))
     assert [bank.name for bank in banks] == [

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.gauge import NoGauge, ScaleGauge, align, symmetry_distance
+from lightning_hypernet.gauge import (
+    ComposedGauge,
+    LogitShiftGauge,
+    NoGauge,
+    PermutationGauge,
+    ScaleGauge,
+    align,
+    symmetry_distance,
+)
+from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.permutation import read_permutations
 from lightning_hypernet.symmetry import read_symmetries
 from tests.symmetries import names_of, prepared, random_weights, relative, run, shuffled
@@ -27,6 +36,90 @@ class Mirrored(nn.Module):
 def test_a_run_refuses_what_the_graph_proposes_wrongly():
     module = Mirrored().double()
     assert read_permutations(module, (torch.randn(2, 1, 5, 5).double(),), {}, names_of(module)) == []
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 1, 5, 5), torch.ones(2, 1, 5, 5)], ids=["zeros", "ones"])
+def test_inputs_that_show_nothing_certify_nothing(x):
+    module = Mirrored().double()
+    assert read_permutations(module, (x.double(),), {}, names_of(module)) == []
+
+
+def test_outputs_that_show_nothing_certify_nothing():
+    """A softmax of ever larger activations is one-hot, whatever comes in."""
+
+    class Saturated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.front, self.head = Mirrored(), nn.Linear(2, 3)
+
+        def forward(self, x):
+            return (self.head(self.front(x)) * 1e6).softmax(-1)
+
+    module = Saturated().double()
+    assert read_permutations(module, (torch.randn(2, 1, 5, 5).double(),), {}, names_of(module)) == []
+
+
+def test_what_holds_only_together_is_no_symmetry():
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return torch.cat([a[:, :1], a[:, 1:].flip(-1), b[:, :1], b[:, 1:].flip(-1)], 1).sum(1).tanh().mean()
+
+    module = Coupled().double()
+    assert read_permutations(module, (torch.randn(2, 1, 6, 6).double(),), {}, names_of(module)) == []
+
+
+def test_a_target_of_single_precision_alone_is_told():
+    class Single(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    module = Single(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(SymmetryError, match="Single can't be run in double precision, which certifies permutations"):
+        read_permutations(module, (torch.randn(2, 3),), {}, names_of(module))
+
+
+def test_alignment_never_ends_farther_than_it_starts():
+    """One parameter lies in the block on both axes, where linear assignment by itself may lose."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.last(h + self.inner(h).tanh())
+
+    module = Recurrent().double()
+    blocks = read_permutations(module, (torch.randn(4, 3).double(),), {}, names_of(module))
+    assert [block.size for block in blocks] == [6]
+    one, other = ({name: torch.randn(200, *p.shape).double() for name, p in module.named_parameters()} for _ in range(2))
+
+    def distances(weights):
+        return sum((weights[name] - one[name]).flatten(1).square().sum(1) for name in one)
+
+    assert (distances(align(other, one, blocks)) <= distances(other) + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual_norm", "transformer"])
+def test_a_part_of_a_composed_gauge_is_the_part_of_the_whole(name):
+    make, shape, _ = MODULES[name]
+    module, x = prepared(make()), torch.randn(shape).double()
+    groups, blocks = (read(module, (x,), {}, names_of(module)) for read in (read_symmetries, read_permutations))
+    gauges = [ScaleGauge(groups), PermutationGauge(blocks)]
+    if groups.output:
+        gauges.append(LogitShiftGauge(groups.output))
+    gauge, weights = ComposedGauge(*gauges), random_weights(module, 2)
+    whole = gauge(weights)
+    for chosen in [*([key] for key in weights), list(weights)[::3]]:
+        part = gauge.select(weights, chosen)
+        assert sorted(part) == sorted(chosen)
+        assert all(torch.equal(part[key], whole[key]) for key in chosen)
 
 
 def test_swapping_channels_of_different_blocks_changes_the_output():

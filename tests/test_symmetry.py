@@ -340,6 +340,50 @@ def test_zero_filters_keep_their_scale():
     assert all(torch.equal(fixed[name], weights[name]) for name in weights)
 
 
+def test_half_precision_is_fixed_in_single():
+    module = nn.Sequential(nn.Linear(70_000, 3), nn.ReLU(), nn.Linear(3, 2))
+    groups = read_symmetries(module, (torch.randn(2, 70_000),), {}, [name for name, _ in module.named_parameters()])
+    weights = {name: (value.detach()[None] * 0.1).half() for name, value in module.named_parameters()}
+    fixed = ScaleGauge(groups)(weights)
+    assert fixed["0.weight"].dtype == torch.half
+    assert torch.allclose(fixed["0.weight"].float().square().mean(2), torch.ones(1, 3), rtol=0.02)
+
+
+def test_modules_under_two_names_keep_their_symmetries():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+            self.first, self.last = self.net[0], self.net[2]
+
+        def forward(self, x):
+            return self.net(x)
+
+    x = torch.randn(4, 5)
+    hypernet = Hypernet(Twice(), example_inputs=x, gauge="softmax")
+    assert hypernet.groups.count == 6
+    assert [block.size for block in hypernet.blocks] == [6]
+    assert hypernet.sample(2).gauged[:, -3:].sum(1).abs().max() < 1e-5
+
+
+def test_a_gauge_asked_for_too_early_is_fixed_later():
+    hypernet = Hypernet(MODULES["mlp"][0](), samples=4).train()
+    early = hypernet.sample(2)
+    with pytest.warns(UserWarning, match="give example_inputs, or train a step first"):
+        gauged = early.gauged
+    assert torch.equal(gauged, early.vectors)
+    hypernet(torch.randn(8, 5))
+    gauged = hypernet.population.gauged
+    assert not torch.allclose(gauged, hypernet.population.vectors)
+
+
+def test_a_wrong_guess_of_a_timm_models_input_gives_way_to_the_batch():
+    hypernet = Hypernet(timm.create_model("test_resnet", num_classes=4, in_chans=1), samples=2, generator={"hidden": (8,)})
+    assert hypernet.examples is None
+    hypernet.train()(torch.randn(4, 1, 32, 32))
+    assert hypernet.groups.count > 0
+
+
 def test_only_generated_parameters_are_scaled():
     module = MODULES["mlp"][0]().double()
     x = torch.randn(2, 5).double()

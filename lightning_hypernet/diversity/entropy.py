@@ -58,6 +58,11 @@ class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        with torch.autocast(gradient.device.type, enabled=False):
+            return _SquaredDistances._pull(ctx, gradient), None, None, None
+
+    @staticmethod
+    def _pull(ctx: Any, gradient: Tensor) -> Tensor:
         everyone, nearest = ctx.saved_tensors
         count = len(nearest)
         own = torch.arange(count, device=nearest.device)
@@ -73,7 +78,7 @@ class _SquaredDistances(torch.autograd.Function):
         result = torch.empty_like(everyone[:count], memory_format=torch.contiguous_format)
         for part, chunk in zip(result.split(_CHUNK, dim=1), _chunks(everyone), strict=True):
             part.copy_((2 * matrix) @ chunk)
-        return result, None, None, None
+        return result
 
 
 def _nearest(everyone: Sequence[Tensor], own: Tensor, p: Literal[1, 2]) -> Tensor:
@@ -109,6 +114,12 @@ def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2) 
     count = len(parts[0])
     if count * _ranks() < 2:
         raise ValueError(f"a nearest neighbour needs two networks or more, not {count}; raise `samples`")
+    with torch.autocast(parts[0].device.type, enabled=False):
+        return _nearest_distances(parts, p)
+
+
+def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2]) -> Tensor:
+    count = len(parts[0])
     first = distributed.get_rank() * count if _ranks() > 1 else 0
     everyone = [_of_all_ranks(part) for part in parts]
     nearest = _nearest(everyone, torch.arange(first, first + count, device=parts[0].device), p)

@@ -188,7 +188,7 @@ class LogitShiftGauge(Gauge):
 
 
 class PermutationGauge(Gauge):
-    """Sorts the channels of every block by the sum of the numbers that write them first.
+    """Sorts the channels of every block by the sum of all numbers that write and read them.
 
     Args:
         blocks: The blocks of interchangeable channels of the target.
@@ -205,12 +205,13 @@ class PermutationGauge(Gauge):
         """Some of the gauge-fixed weights; only blocks that touch them are sorted."""
         chosen: Mapping[str, Tensor] = {name: weights[name] for name in names}
         for block in self._touching(names):
-            chosen = block.permute(chosen, block.parts[0].gather(weights).detach().sum(-1).argsort(-1))
+            keys = torch.stack([part.gather(weights).detach().sum(-1) for part in block.parts]).sum(0)
+            chosen = block.permute(chosen, keys.argsort(-1))
         return chosen
 
     def reads(self, weights: Collection[str], names: Collection[str]) -> Collection[str]:
         """The weights that are named, and those that their blocks are sorted by."""
-        return {*names, *(block.parts[0].parameter for block in self._touching(names))}
+        return {*names, *(part.parameter for block in self._touching(names) for part in block.parts)}
 
     def _touching(self, names: Collection[str]) -> list[Block]:
         return [block for block in self.blocks if any(part.parameter in names for part in block.parts)]

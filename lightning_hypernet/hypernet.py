@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_hypernet.alignment import symmetry_distance
 from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.filters import Structure, find_filters
-from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge, symmetry_distance
+from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.part import attribute_of

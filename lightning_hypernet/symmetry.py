@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.graph import Graph, components, export, run_shadow
 from lightning_hypernet.operations import HANDLERS
-from lightning_hypernet.shadow import PINNED
+from lightning_hypernet.shadow import PINNED, Shadow
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,21 @@ def read_symmetries(
     uses = {
         name: use for name, use in shadow.uses.items() if (group[use.rows] < count).any() or (group[use.columns] < count).any()
     }
-    levels = []
+    pinned: dict[str, int] = {}
+    for operation, ids in shadow.pins:
+        pinned[operation] = pinned.get(operation, 0) + len(ids)
+    return ChannelGroups(
+        count,
+        {name: group[use.rows] for name, use in uses.items()},
+        {name: group[use.columns] for name, use in uses.items()},
+        list(_levels(shadow, label, leaders, group)),
+        dict(sorted(pinned.items(), key=lambda item: -item[1])),
+        _output_bias(graph, generated),
+    )
+
+
+def _levels(shadow: Shadow, label: Tensor, leaders: Tensor, group: Tensor) -> Iterator[Level]:
+    """What each writer fixes: the groups whose first identity is its own."""
     for first, last, names in shadow.writers:
         led = leaders[(leaders >= first) & (leaders < last)]
         if not len(led):
@@ -116,18 +130,7 @@ def read_symmetries(
         own = torch.arange(first, last)[torch.isin(label[first:last], led)]
         local[own] = torch.searchsorted(led, label[own])
         rows = {name: local[shadow.uses[name].rows] for name in names}
-        levels.append(Level(group[led], {name: one for name, one in rows.items() if (one < len(led)).any()}))
-    pinned: dict[str, int] = {}
-    for operation, ids in shadow.pins:
-        pinned[operation] = pinned.get(operation, 0) + len(ids)
-    return ChannelGroups(
-        count,
-        {name: group[use.rows] for name, use in uses.items()},
-        {name: group[use.columns] for name, use in uses.items()},
-        levels,
-        dict(sorted(pinned.items(), key=lambda item: -item[1])),
-        _output_bias(graph, generated),
-    )
+        yield Level(group[led], {name: one for name, one in rows.items() if (one < len(led)).any()})
 
 
 def _output_bias(graph: Graph, generated: Sequence[str]) -> str | None:

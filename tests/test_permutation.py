@@ -5,14 +5,13 @@ import torch
 from torch import nn
 
 from lightning_hypernet import Hypernet
+from lightning_hypernet.alignment import align, symmetry_distance
 from lightning_hypernet.gauge import (
     ComposedGauge,
     LogitShiftGauge,
     NoGauge,
     PermutationGauge,
     ScaleGauge,
-    align,
-    symmetry_distance,
 )
 from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.permutation import read_permutations

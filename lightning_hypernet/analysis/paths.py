@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hypernet.alignment import align
 from lightning_hypernet.analysis.evaluation import accuracies
-from lightning_hypernet.gauge import align
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
 

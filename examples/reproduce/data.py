@@ -1,0 +1,98 @@
+"""The data sets of the reproductions, as tensors, and batches of them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+PADDING = 4
+
+
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """Images that come in whole batches, standardised, and at will shifted and mirrored at random.
+
+    Args:
+        images: ``(n, channels, height, width)``, 0 to 255.
+        labels: ``(n,)``.
+        mean: Of each channel, as shares of 255.
+        std: Likewise.
+        augment: Whether to crop at random out of a frame of four black pixels and to mirror every other image.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: bool = False) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+        self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        self.padded = F.pad(images, [PADDING] * 4) if augment else images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """One batch: images ``(n, channels, height, width)`` and labels ``(n,)``."""
+        chosen = torch.tensor(indices)
+        if self.augment:
+            images = self._crops(indices)
+            mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        else:
+            images = self.images[chosen]
+        return (images.float() / 255 - self.mean) / self.std, self.labels[chosen]
+
+    def _crops(self, indices: list[int]) -> Tensor:
+        height, width = self.images.shape[-2:]
+        corners = torch.randint(2 * PADDING + 1, (len(indices), 2)).tolist()
+        crops = [self.padded[i, :, y : y + height, x : x + width] for i, (y, x) in zip(indices, corners, strict=True)]
+        return torch.stack(crops)
+
+    def loader(self, batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches; the incomplete last one is left out where they are shuffled."""
+        return DataLoader(self, batch_size, shuffle, drop_last=shuffle, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def load(name: str, folder: Path, augment: bool = False, standardise: bool = True) -> tuple[Images, Images]:
+    """Training and test images of ``mnist`` or ``cifar10``, from an npz file in the folder or else from torchvision.
+
+    Args:
+        name: Name of the data set.
+        folder: Where ``NAME.npz`` lies, with the arrays x_train, y_train, x_test and y_test, or where torchvision keeps it.
+        augment: Whether training images are shifted and mirrored.
+        standardise: Whether to take off the mean and divide by the deviation of the training images; else 0 to 1.
+
+    Returns:
+        Both sets.
+    """
+    path = folder / f"{name}.npz"
+    arrays = dict(np.load(path)) if path.exists() else _torchvision(name, folder)
+    tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    images = {key: _channels_first(tensors[key]) for key in ("x_train", "x_test")}
+    shares = images["x_train"].float() / 255
+    mean, std = shares.mean((0, 2, 3)), shares.std((0, 2, 3))
+    if not standardise:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    train = Images(images["x_train"], tensors["y_train"].long(), mean, std, augment)
+    return train, Images(images["x_test"], tensors["y_test"].long(), mean, std)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    images = images[:, None] if images.ndim == 3 else images
+    return images if images.shape[1] in (1, 3) else images.movedim(-1, 1).contiguous()
+
+
+def _torchvision(name: str, folder: Path) -> dict[str, np.ndarray]:
+    from torchvision import datasets
+
+    kinds = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}
+    parts = {part: kinds[name](folder, train=part == "train", download=True) for part in ("train", "test")}
+    arrays = {f"x_{part}": np.asarray(data.data) for part, data in parts.items()}
+    return arrays | {f"y_{part}": np.asarray(data.targets) for part, data in parts.items()}

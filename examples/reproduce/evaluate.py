@@ -1,0 +1,166 @@
+"""What the paper shows of a trained hypernetwork, as JSON and pictures, from a checkpoint of `mnist.py` or `cifar_lenet.py`."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from cifar_lenet import lenet
+from data import Images, load
+from mnist import target as mnist_target
+from torch import Tensor
+
+from lightning_hypernet import Ensemble, Hypernet
+from lightning_hypernet.analysis import adversarial, averaging, filter_images, ood, paths, scatter
+from lightning_hypernet.metrics import (
+    EnsembleAccuracy,
+    MemberAccuracy,
+    mean_symmetry_distance,
+    population_metrics,
+    weight_cosine,
+)
+
+EPSILONS = (0.05, 0.1, 0.15, 0.2)
+BATCH = 500
+
+
+def first(images: Images, count: int) -> Images:
+    """The first images of a set."""
+    return Images(images.images[:count], images.labels[:count], images.mean.flatten(), images.std.flatten())
+
+
+def scores(ensemble: Ensemble, images: Images) -> dict[str, float]:
+    """Every metric of the members' predictions."""
+    metrics = population_metrics(10)
+    with torch.no_grad():
+        for inputs, labels in images.loader(BATCH, shuffle=False):
+            metrics.update(ensemble.members(inputs), labels)
+    return {name: round(float(value), 5) for name, value in metrics.compute().items()}
+
+
+def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: int) -> tuple[dict[str, Any], Tensor]:
+    """Accuracies of ensembles by majority and by mean probability, and of all their members."""
+    majorities, means, singles = [], [], []
+    for _ in range(ensembles):
+        ensemble = hypernet.ensemble(members)
+        metrics = [EnsembleAccuracy("majority"), EnsembleAccuracy(), MemberAccuracy("none")]
+        with torch.no_grad():
+            for inputs, labels in images.loader(BATCH, shuffle=False):
+                predicted = ensemble.members(inputs)
+                for metric in metrics:
+                    metric.update(predicted, labels)
+        majority, mean, single = (metric.compute() for metric in metrics)
+        majorities.append(float(majority))
+        means.append(float(mean))
+        singles.append(single)
+    accuracies = torch.cat(singles)
+    counts, edges = torch.histogram(100 * accuracies, bins=torch.arange(0, 100.15, 0.1))
+    mode = float(edges[counts.argmax()] + 0.05)
+    return {
+        "ensembles": ensembles,
+        "members": members,
+        "majority_mean": round(100 * float(np.mean(majorities)), 3),
+        "majority_least": round(100 * min(majorities), 3),
+        "mean_probability_mean": round(100 * float(np.mean(means)), 3),
+        "member_mean": round(100 * float(accuracies.mean()), 3),
+        "member_least": round(100 * float(accuracies.min()), 3),
+        "member_best": round(100 * float(accuracies.max()), 3),
+        "member_mode": round(mode, 2),
+    }, accuracies
+
+
+def outside(path: Path, like: Images) -> Iterator[Tensor]:
+    """Images of another data set, standardised like those."""
+    arrays = np.load(path)
+    images = torch.from_numpy(next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3))
+    images = images[:, None] if images.ndim == 3 else images
+    images = images if images.shape[1] in (1, 3) else images.movedim(-1, 1)
+    for batch in images[:5000].split(BATCH):
+        yield (batch.float() / 255 - like.mean) / like.std
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture."""
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def analyse(hypernet: Hypernet, images: Images, other: Path, weights: list[str], name: str, folder: Path) -> dict[str, Any]:
+    """Paths, scatter, filters, attacks, detection, averages."""
+    few = first(images, 1000)
+    found: dict[str, Any] = {}
+    lines = paths(hypernet, few.loader(BATCH, shuffle=False), pairs=6, points=11)
+    found["paths_midpoint"] = {
+        "direct": round(100 * float(lines.direct[:, 5].mean()), 2),
+        "interpolated": round(100 * float(lines.interpolated[:, 5].mean()), 2),
+        "ends": round(100 * float(lines.direct[:, [0, -1]].mean()), 2),
+    }
+    save(lines.plot()[0], folder / f"{name}_paths.png")
+    save(scatter(hypernet, samples=600, dimensions=4).plot()[0], folder / f"{name}_scatter.png")
+    save(filter_images(hypernet, weights[0]).plot()[0], folder / f"{name}_filters.png")
+    size = float(1 / images.std.mean())
+    attack = adversarial(hypernet, few.loader(100, shuffle=False), [size * one for one in EPSILONS], ensemble=50)
+    found["adversarial"] = {
+        str(epsilon): {"attacked": round(100 * float(one), 2), "ensemble_of_50": round(100 * float(fifty), 2)}
+        for epsilon, one, fifty in zip(EPSILONS, attack.attacked, attack.transferred, strict=True)
+    }
+    save(attack.plot()[0], folder / f"{name}_adversarial.png")
+    if other.exists():
+        detection = ood(
+            hypernet.ensemble(10).members, (x for x, _ in images.loader(BATCH, shuffle=False)), outside(other, images)
+        )
+        found["ood"] = {score: {key: round(value, 4) for key, value in one.items()} for score, one in detection.results.items()}
+        save(detection.plot()[0], folder / f"{name}_ood.png")
+    curve = averaging(hypernet.ensemble(100, component=0), first(images, 2000).loader(BATCH, shuffle=False))
+    found["averaging_of_one_component"] = {
+        str(count): {"average": round(100 * float(one), 2), "ensemble": round(100 * float(many), 2)}
+        for count, one, many in zip(curve.counts, curve.average, curve.ensemble, strict=True)
+    }
+    save(curve.plot()[0], folder / f"{name}_averaging.png")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="at.ckpt in the folder of a run")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--ensembles", type=int, default=20)
+    parser.add_argument("--members", type=int, default=20, help="of each of these ensembles")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pl.seed_everything(0)
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = options.checkpoint.parent.name
+    mnist = name.startswith("mnist")
+    _, images = load("mnist" if mnist else "cifar10", options.data_dir, standardise="paper" not in name)
+    target, example = (mnist_target() if mnist else lenet()), images[0][0][None]
+    hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example)
+    result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
+    result["ten_members"] = scores(hypernet.ensemble(10), images)
+    population = hypernet.sample(10)
+    result["weights"] = {
+        "symmetry_distance": round(float(mean_symmetry_distance(hypernet, population)), 4),
+        "cosine": round(float(weight_cosine(population)), 4),
+    }
+    print(json.dumps(result, indent=2), flush=True)
+    result["ensembles"], accuracies = many_ensembles(hypernet, images, options.ensembles, options.members)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.hist(100 * accuracies, bins=40)
+    axes.axvline(result["ensembles"]["majority_mean"], color="tab:red", label="majority of an ensemble")
+    axes.set(xlabel="test accuracy, %", ylabel="networks")
+    axes.legend()
+    save(figure, options.out / f"{name}_accuracy.png")
+    other = options.data_dir / ("emnist_letters_test.npz" if mnist else "cifar100_ood.npz")
+    result |= analyse(hypernet, images, other, list(hypernet.banks.shapes), name, options.out)
+    (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The LightningModule of the reproductions, and training that can be stopped and gone on with."""
+
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from data import Images
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Classifier(pl.LightningModule):
+    """An ordinary classifier; it knows nothing of hypernetworks.
+
+    Args:
+        model: Images -> logits.
+        optimizer: ``"adam"`` or ``"sgd"`` with Nesterov momentum 0.9 and weight decay 1e-4.
+        lr: Its largest learning rate.
+        steps: Length of the training.
+        schedule: ``"cosine"``: up in the first hundredth, then down to zero; ``"constant"``; or the factor of each step.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: str, lr: float, steps: int, schedule: str | float = "cosine") -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer, self.lr, self.steps, self.schedule = optimizer, lr, steps, schedule
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        images, labels = batch
+        loss = F.cross_entropy(self.model(images), labels)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with its learning rate set at every step."""
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "adam":
+            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        else:
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        scheduler: torch.optim.lr_scheduler.LRScheduler
+        if self.schedule == "cosine":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, self.lr, self.steps + 1, pct_start=0.01, cycle_momentum=False, final_div_factor=1e4
+            )
+        else:
+            factor = 1.0 if self.schedule == "constant" else float(self.schedule)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Journal(pl.Callback):
+    """Writes a line of JSON at every so many steps: step, images seen, seconds, and what was logged.
+
+    Args:
+        path: The file; a training that goes on appends to it.
+        batch_size: Images a step.
+        every: Steps between two lines.
+    """
+
+    def __init__(self, path: Path, batch_size: int, every: int = 200) -> None:
+        self.path, self.batch_size, self.every = path, batch_size, every
+        self.seconds = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop the clock, and write."""
+        self.seconds += time.perf_counter() - self._start
+        if trainer.global_step % self.every:
+            return
+        logged = {name: round(float(value), 5) for name, value in trainer.logged_metrics.items()}
+        step = trainer.global_step
+        line = {"step": step, "images": step * self.batch_size, "seconds": round(self.seconds, 1), **logged}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def state_dict(self) -> dict[str, float]:
+        """The clock."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Set the clock."""
+        self.seconds = state_dict["seconds"]
+
+
+def fit(module: Classifier, data: Images, batch_size: int, folder: Path, callbacks: Sequence[pl.Callback] = ()) -> Journal:
+    """Train for the module's number of steps; a training that was stopped goes on from its last checkpoint.
+
+    Args:
+        module: What is trained.
+        data: Training images.
+        batch_size: Images a step.
+        folder: Where the checkpoint and the journal are kept.
+        callbacks: Of the trainer.
+
+    Returns:
+        The journal.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / "journal.jsonl", batch_size)
+    keep = ModelCheckpoint(
+        folder,
+        "at",
+        train_time_interval=datetime.timedelta(minutes=4),
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        max_steps=module.steps,
+        max_epochs=-1,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        log_every_n_steps=50,
+        enable_model_summary=False,
+        callbacks=[RichProgressBar(refresh_rate=20), journal, keep, *callbacks],
+    )
+    last = folder / "at.ckpt"
+    trainer.fit(module, data.loader(batch_size, shuffle=True), ckpt_path=str(last) if last.exists() else None)
+    trainer.save_checkpoint(last)
+    return journal

@@ -1,0 +1,59 @@
+"""The reproductions run from end to end, on made data and for a few steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
+
+
+def run(script, *arguments):
+    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make(folder, name, shape):
+    random = np.random.RandomState(0)
+    arrays = {}
+    for part, count in (("train", 2600), ("test", 120)):
+        arrays[f"x_{part}"] = random.randint(0, 255, (count, *shape)).astype(np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 10
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+@pytest.mark.slow
+def test_toy(tmp_path):
+    run("toy.py", "--steps", 30, "--out", tmp_path)
+    assert json.loads((tmp_path / "toy.json").read_text())["steps"] == 30
+    assert (tmp_path / "toy.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "data", "shape", "name"),
+    [("mnist.py", "mnist", (28, 28), "mnist"), ("cifar_lenet.py", "cifar10", (32, 32, 3), "cifar_lenet")],
+)
+def test_training_and_evaluation(tmp_path, script, data, shape, name):
+    make(tmp_path, data, shape)
+    folders = ("--data-dir", tmp_path, "--out", tmp_path)
+    for what in ("paper", "ours"):
+        for _ in range(2):
+            run(script, what, "--steps", 4, *folders)
+        folder = tmp_path / f"{name}_{what}_0"
+        run("evaluate.py", folder / "at.ckpt", *folders, "--ensembles", 2, "--members", 3)
+        result = json.loads((tmp_path / f"{folder.name}.json").read_text())
+        assert result["step"] == 4
+        assert 0 <= result["ten_members"]["majority_accuracy"] <= 1
+        assert len(list(tmp_path.glob(f"{folder.name}_*.png"))) == 6
+
+
+@pytest.mark.slow
+def test_resnet32(tmp_path):
+    make(tmp_path, "cifar10", (32, 32, 3))
+    few = ("--steps", 2, "--networks", 2, "--images", 4)
+    run("cifar_resnet.py", "ours", "--data-dir", tmp_path, "--out", tmp_path, *few)
+    assert (tmp_path / "cifar_resnet_ours_0" / "at.ckpt").exists()

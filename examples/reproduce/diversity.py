@@ -1,0 +1,141 @@
+"""The bake-off: every diversity loss at three weights and mixtures of one to eight components, at matched images seen.
+
+Appends a line of JSON for every setting to RESULTS/diversity_DATA.jsonl; settings that are there already are left out.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from data import Images, load
+from mnist import target as mnist_target
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from training import Classifier
+
+from lightning_hypernet import HypernetCallback
+from lightning_hypernet.metrics import mean_symmetry_distance, population_metrics
+
+WEIGHTS = {
+    "entropy": (1e-4, 1e-3, 1e-2),
+    "variance": (1e-3, 1e-2, 1e-1),
+    "output_entropy": (1e-4, 1e-3, 1e-2),
+    "ensemble": (0.1, 0.3, 1.0),
+    "mutual_information": (0.01, 0.1, 1.0),
+    "repulsion": (0.01, 0.1, 1.0),
+}
+COMPONENTS = (1, 2, 4, 8)
+SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
+
+
+def digits_target() -> nn.Sequential:
+    """The network of examples/digits.py: 8x8 images, 4,890 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+
+
+def digits() -> tuple[Images, Images]:
+    """A third of scikit-learn's digits to train on, the rest to test on."""
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=2 / 3, random_state=0, stratify=labels)
+    x_train, x_test = (torch.tensor(part).view(-1, 1, 8, 8) * (255 / 16) for part in parts[:2])
+    y_train, y_test = (torch.tensor(part) for part in parts[2:])
+    zero, one = torch.zeros(1), torch.ones(1)
+    return Images(x_train, y_train, zero, one), Images(x_test, y_test, zero, one)
+
+
+def settings() -> Iterator[dict[str, Any]]:
+    """Components alone, then every loss with one component, then with four."""
+    for components in COMPONENTS:
+        yield {"components": components, "diversity": {}}
+    for components in (1, 4):
+        for name, weights in WEIGHTS.items():
+            for weight in weights:
+                yield {"components": components, "diversity": {name: weight}}
+
+
+def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, sets: tuple[Images, Images]) -> dict[str, Any]:
+    """Train one setting and measure ten members."""
+    pl.seed_everything(seed, verbose=False)
+    train, test = sets
+    start = time.perf_counter()
+    module = Classifier(digits_target() if data == "digits" else mnist_target(), "adam", 3e-3, steps)
+    callback = HypernetCallback(
+        target="model", samples=8, generator={"hidden": (128, 128)}, example_inputs=train[0][0][None], **setting
+    )
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+    )
+    trainer.fit(module, train.loader(batch, shuffle=True))
+    seconds = time.perf_counter() - start
+    hypernet = callback.hypernet.eval()
+    metrics = population_metrics(10)
+    with torch.no_grad():
+        ensemble = hypernet.ensemble(10)
+        for inputs, labels in test.loader(500, shuffle=False):
+            metrics.update(ensemble.members(inputs), labels)
+    values = {name: round(float(value), 5) for name, value in metrics.compute().items()}
+    distance = round(float(mean_symmetry_distance(hypernet, hypernet.sample(10))), 4)
+    return {
+        **setting,
+        "seed": seed,
+        "images": steps * batch,
+        "seconds": round(seconds, 1),
+        "symmetry_distance": distance,
+        **values,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=("digits", "mnist"))
+    parser.add_argument("--data-dir", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=1200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"diversity_{options.data}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = [(line["components"], line["diversity"], line["seed"]) for line in lines]
+    sets = digits() if options.data == "digits" else load("mnist", options.data_dir)
+    batch = 128 if options.data == "digits" else 512
+    for seed in options.seeds:
+        for setting in settings():
+            if (setting["components"], setting["diversity"], seed) in done:
+                continue
+            result = run(setting, seed, options.data, options.steps, batch, sets)
+            with path.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            shown = {
+                key: result[key] for key in ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
+            }
+            print(setting, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,6 +60,10 @@ class Ensemble(nn.Module):
 
     def __getitem__(self, index: slice) -> Ensemble:
         """Some of the members, as an ensemble of the same target."""
+        if not isinstance(index, slice):
+            raise TypeError(
+                f"an ensemble is indexed by a slice, not by {type(index).__name__}; materialize() gives single members"
+            )
         return Ensemble(
             self.executor,
             {name: value[index] for name, value in self.weights.tensors().items()},

@@ -159,6 +159,8 @@ def test_averaging(trained):
     assert list(result.counts) == [1, 5, 10]
     assert result.average[0] == result.ensemble[0]
     assert len(ensemble[:5]) == 5
+    with pytest.raises(TypeError, match="an ensemble is indexed by a slice, not by int"):
+        ensemble[0]
     drawn(result)
 
 

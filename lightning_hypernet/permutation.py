@@ -110,15 +110,20 @@ def read_permutations(
         SymmetryError: If the target cannot be exported or its graph can't be read.
     """
     shadow = run_shadow(export(target, args, kwargs), generated, PERMUTING)
-    blocks = _propose(shadow)
-    if not blocks:
-        return []
-    try:
-        return _Certificate(target, args, kwargs, blocks).of(blocks)
-    except RuntimeError as error:
-        raise SymmetryError(
-            f"{type(target).__name__} can't be run in double precision, which certifies permutations: {error}"
-        ) from error
+    proposed = _propose(shadow)
+    certified: set[int] = set()
+    rest = proposed
+    for batch_statistics in (True, False):
+        if rest:
+            try:
+                certificate = _Certificate(target, args, kwargs, batch_statistics)
+            except RuntimeError as error:
+                what = f"{type(target).__name__} can't be run in double precision, which certifies permutations"
+                raise SymmetryError(f"{what}: {error}") from error
+            shown = certificate.shown(rest)
+            certified |= {id(block) for block in certificate.of(shown)}
+            rest = [block for block in rest if not any(block is one for one in shown)]
+    return [block for block in proposed if id(block) in certified]
 
 
 def _propose(shadow: Shadow) -> list[Block]:
@@ -170,25 +175,25 @@ def _contexts(shadow: Shadow, label: Tensor) -> dict[int, list[tuple[int, int]]]
 class _Certificate:
     """Runs a target of random weights on random inputs before and after permutations.
 
-    Norm layers use the statistics of the batch where it is large enough. A block counts only where its first parameter,
-    permuted alone, moves the output by much more than rounding does: where outputs are saturated or vanish, a run shows
-    nothing.
+    A run shows something of a block only if its first parameter, permuted alone, moves the output by much more than rounding
+    does; it does not where outputs are saturated or vanish.
 
     Args:
         target: The target.
         args: Example arguments.
         kwargs: Example keyword arguments.
-        blocks: What is proposed.
+        batch_statistics: Whether norm layers use the statistics of the batch, which keep activations in bounds but with few
+            values in a channel forget what comes in; else mean 0 and variance 1.
     """
 
-    def __init__(self, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], blocks: Sequence[Block]) -> None:
+    def __init__(self, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_statistics: bool) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.target = copy.deepcopy(target).cpu().double().eval()
         self.arguments = tree_map(self._noisy, (args, kwargs))
         norms = [module for module in self.target.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
         for norm in norms:
             norm.reset_running_stats()
-            norm.train()
+            norm.train(batch_statistics)
         self.draws = [self._random_weights() for _ in range(_DRAWS)]
         try:
             self._run(self.draws[0])
@@ -196,11 +201,9 @@ class _Certificate:
             for norm in norms:
                 norm.eval()
         self.expected = [self._run(weights) for weights in self.draws]
-        self.shown = [self._shown(draw, blocks) for draw in range(_DRAWS)]
 
     def of(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks that are symmetries, found by halving."""
-        blocks = [block for block in blocks if all(id(block) in shown for shown in self.shown)]
         if not blocks or self._holds(blocks):
             return list(blocks)
         if len(blocks) == 1:
@@ -229,12 +232,16 @@ class _Certificate:
             if not torch.equal(order, torch.arange(size)):
                 return order[None]
 
-    def _shown(self, draw: int, blocks: Sequence[Block]) -> set[int]:
-        """Which blocks move the output enough when one parameter is permuted alone."""
+    def shown(self, blocks: Sequence[Block]) -> list[Block]:
+        """The blocks that a run shows something of."""
+        for draw in range(_DRAWS):
+            blocks = self._shown(draw, blocks)
+        return list(blocks)
+
+    def _shown(self, draw: int, blocks: Sequence[Block]) -> list[Block]:
         weights, expected = self.draws[draw], self.expected[draw]
-        names = sorted({block.parts[0].parameter for block in blocks})
-        slopes = self._slopes(weights, names)
-        shown = set()
+        slopes = self._slopes(weights, sorted({block.parts[0].parameter for block in blocks}))
+        shown = []
         for block in blocks:
             part = block.parts[0]
             moved = part.permute(weights[part.parameter], self._order(block.size))
@@ -243,7 +250,7 @@ class _Certificate:
             else:
                 change = ((moved - weights[part.parameter]) * slopes[part.parameter]).abs().sum()
             if change > _SHOWN * expected.abs().max():
-                shown.add(id(block))
+                shown.append(block)
         return shown
 
     def _slopes(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor] | None:

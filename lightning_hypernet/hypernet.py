@@ -331,7 +331,7 @@ class Hypernet(nn.Module):
             other: S networks.
 
         Returns:
-            ``(S,)``: 0 for networks that a symmetry maps to each other, about 1.41 for independent ones.
+            ``(S,)``: 0 for networks that a symmetry maps to each other, up to about 1.41 for independent ones.
 
         Raises:
             SymmetryError: If there are no inputs to read the symmetries with, or the target can't be exported.

@@ -62,8 +62,8 @@ def symmetry_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], ga
 
     .. math:: |w - w'| \Big/ \sqrt{\tfrac{1}{2} (|w|^2 + |w'|^2)}
 
-    of the gauge-fixed weights, those of the other networks aligned: 0 for networks that a symmetry maps to each other, up to about
-    1.41 for independent ones. Alignment starts as they are and from sorted channels; the nearer one counts.
+    of the gauge-fixed weights, those of the other networks aligned: 0 for networks that a symmetry maps to each other, up to
+    about 1.41 for independent ones. Alignment starts as they are and from sorted channels; the nearer one counts.
 
     Args:
         one: ``{name: (S, *shape)}``.

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError
 
 from lightning_hypernet import HypernetCallback
+from lightning_hypernet.metrics import Disagreement
 
 CLASSES = 10
 BATCH = 128
@@ -92,13 +93,6 @@ def score(probabilities: Tensor, labels: Tensor) -> tuple[float, float, float]:
     return 100 * accuracy.item(), nll.item(), 100 * ece.item()
 
 
-def disagreement(votes: Tensor) -> float:
-    """Mean share of test images, in percent, on which two members predict different classes."""
-    n = len(votes)
-    same = (votes[:, None] == votes[None]).float().mean(-1)
-    return 100 * (1 - (same.sum() - n).item() / (n * (n - 1)))
-
-
 def compare(
     single: Classifier, callback: HypernetCallback, images: Tensor, labels: Tensor
 ) -> tuple[Table, Tensor, dict[str, float]]:
@@ -121,7 +115,7 @@ def compare(
         "majority of 10": score(votes, labels),
         "average of 100, one component": score(averaged, labels),
     }
-    differ = disagreement(members[10].argmax(-1))
+    differ = 100 * Disagreement()(members[10], labels).item()
     table = Table(title="scikit-learn digits, 1,198 test images", caption=f"members disagree on {differ:.1f} % of the images")
     for column in ("network", "accuracy %", "NLL", "ECE %"):
         table.add_column(column, justify="left" if column == "network" else "right")

@@ -43,6 +43,12 @@ class Graph:
         """The name of the parameter that a node stands for; None if it is something else."""
         return self.parameters.get(node.name) if isinstance(node, Node) else None
 
+    def output(self) -> Node | None:
+        """The node that the output is; None if there are several."""
+        (last,) = [node for node in self.program.graph.nodes if node.op == "output"]
+        nodes = [node for node in tree_leaves(last.args) if isinstance(node, Node)]
+        return nodes[0] if len(nodes) == 1 else None
+
 
 def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
     """Export a target in evaluation mode, on the CPU; it is left as it was.

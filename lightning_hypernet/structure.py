@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.filters import Structure
 from lightning_hypernet.graph import Graph, export, operation_of
@@ -38,18 +37,14 @@ def read_structure(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     """
     graph = export(target, args, kwargs)
     norms: dict[str, str] = {}
-    output = None
     for node in graph.program.graph.nodes:
         operation = operation_of(node)
         if operation in _NORMS:
             layer = _layer_behind(graph, node.args[0], _NORMS[operation])
             parameters = [graph.parameter(one) for one in (*node.args[1:], *node.kwargs.values())]
             norms |= {name: layer for name in parameters if name and layer}
-        elif node.op == "output":
-            nodes = [one for one in tree_leaves(node.args) if isinstance(one, Node)]
-            if len(nodes) == 1:
-                output = _layer_behind(graph, nodes[0], 1) or _layer_behind(graph, nodes[0], -1)
-    return Structure(norms, output)
+    last = graph.output()
+    return Structure(norms, _layer_behind(graph, last, 1) or _layer_behind(graph, last, -1))
 
 
 def _layer_behind(graph: Graph, node: Any, axis: int) -> str | None:

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from lightning_hypernet.graph import Graph, components, export, run_shadow
+from lightning_hypernet.graph import Graph, components, export, operation_of, run_shadow
 from lightning_hypernet.operations import HANDLERS
 from lightning_hypernet.shadow import PINNED, Shadow
 
@@ -135,9 +133,8 @@ def _levels(shadow: Shadow, label: Tensor, leaders: Tensor, group: Tensor) -> It
 
 def _output_bias(graph: Graph, generated: Sequence[str]) -> str | None:
     """The bias of the linear layer that the output comes from."""
-    (output,) = [node for node in graph.program.graph.nodes if node.op == "output"]
-    nodes = [node for node in tree_leaves(output.args) if isinstance(node, Node)]
-    if len(nodes) != 1 or not str(nodes[0].target).startswith("aten.linear") or len(nodes[0].args) < 3:
+    output = graph.output()
+    if output is None or operation_of(output) != "linear" or len(output.args) < 3:
         return None
-    name = graph.parameter(nodes[0].args[2])
+    name = graph.parameter(output.args[2])
     return name if name in generated else None

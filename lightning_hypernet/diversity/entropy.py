@@ -22,14 +22,15 @@ def _ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _of_all_ranks(vectors: Tensor) -> Tensor:
-    """The vectors of all ranks, ``(ranks * N, D)``, those of this rank at `rank * N`."""
-    vectors = vectors.detach()
+def _of_all_ranks(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The vectors of all ranks, parts of ``(ranks * N, D)``, those of this rank at `rank * N`; gathered at once."""
+    parts = [part.detach() for part in parts]
     if _ranks() == 1:
-        return vectors
-    gathered = [torch.empty_like(vectors, memory_format=torch.contiguous_format) for _ in range(_ranks())]
-    distributed.all_gather(gathered, vectors.contiguous())
-    return torch.cat(gathered)
+        return parts
+    own = torch.cat(parts, dim=1)
+    gathered = [torch.empty_like(own) for _ in range(_ranks())]
+    distributed.all_gather(gathered, own)
+    return list(torch.cat(gathered).split([part.shape[1] for part in parts], dim=1))
 
 
 def _chunks(vectors: Tensor) -> Iterator[Tensor]:
@@ -121,7 +122,7 @@ def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2) 
 def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2]) -> Tensor:
     count = len(parts[0])
     first = distributed.get_rank() * count if _ranks() > 1 else 0
-    everyone = [_of_all_ranks(part) for part in parts]
+    everyone = _of_all_ranks(parts)
     nearest = _nearest(everyone, torch.arange(first, first + count, device=parts[0].device), p)
     if p == 2:
         pairs = zip(parts, everyone, strict=True)

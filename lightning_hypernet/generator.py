@@ -30,11 +30,13 @@ class GeneratorConfig:
         extractor_hidden: Widths of the hidden layers of the extractor.
         rank: Inner size of the matrix extractor.
         start: ``"mean_code"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z.
-            ``"pretrained"``: the same around the target's own weights. ``"paper"``: codes and weights come from z alone,
-            and every matrix starts at a tenth of the usual size.
+            ``"mean_weights"``: the same, and every component has trained mean weights of its own, in the target's units, so
+            that the learning rate of the plain target fits them. ``"pretrained"``: the same around the target's own weights,
+            in units of their deviation. ``"paper"``: codes and weights come from z alone, and every matrix starts at a tenth
+            of the usual size.
         spread: Share of z in a code at the start.
         gain: Share of what is generated in the weights of an anchored bank at the start: one of a single filter, which
-            begins around a fresh initialisation, or any bank that begins around pretrained weights.
+            begins around a fresh initialisation, or any bank that begins around mean or pretrained weights.
         activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         slope: Negative slope of the leaky ReLU.
         norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
@@ -51,7 +53,7 @@ class GeneratorConfig:
     extractor: Literal["mlp", "matrix"] = "mlp"
     extractor_hidden: Sequence[int] = (128, 128)
     rank: int = 8
-    start: Literal["mean_code", "pretrained", "paper"] = "mean_code"
+    start: Literal["mean_code", "mean_weights", "pretrained", "paper"] = "mean_code"
     spread: float = 0.3
     gain: float = 0.3
     activation: str = "leaky_relu"
@@ -70,7 +72,7 @@ class GeneratorConfig:
         problems = [f"{name} must be positive, not {values}" for name, values in sizes.items() if min(values, default=1) < 1]
         choices = {
             "extractor": _EXTRACTORS,
-            "start": ("mean_code", "pretrained", "paper"),
+            "start": ("mean_code", "mean_weights", "pretrained", "paper"),
             "norm": ("batch", "layer", "none"),
         }
         choices["activation"] = _ACTIVATIONS
@@ -250,8 +252,8 @@ class WeightGenerator(nn.Module):
 
     c and s are constants per number of a filter, taken from the target's own initial values, so that a sampled network
     starts with the statistics of a fresh target and one optimizer step moves every layer by the same share of its size.
-    The trained offset o of component k exists for banks of one filter, and for all banks that start from pretrained
-    weights; without it o = 0 and g = 1.
+    The trained offset o of component k exists for banks of one filter, and for all banks that start from mean or
+    pretrained weights; without it o = 0 and g = 1. Mean weights are kept as s o.
 
     Args:
         bank: The bank.
@@ -275,14 +277,15 @@ class WeightGenerator(nn.Module):
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        anchored = config.start == "pretrained" or (config.start == "mean_code" and bank.filters == 1)
+        anchored = config.start in ("mean_weights", "pretrained") or (config.start == "mean_code" and bank.filters == 1)
         self.gain = config.gain if anchored else 1.0
+        self.relative = config.start != "mean_weights"
         self.offset: nn.Parameter | None = None
         if anchored:
             offset = ((initial - center) / scale).repeat(components, 1, 1)
-            if config.start == "mean_code":
+            if config.start != "pretrained":
                 offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
-            self.offset = nn.Parameter(offset)
+            self.offset = nn.Parameter(offset if self.relative else self.scale * offset)
 
     def forward(self, codes: Tensor, components: Tensor) -> Tensor:
         """Generate filters.
@@ -299,7 +302,8 @@ class WeightGenerator(nn.Module):
         filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], center)
         if self.offset is None:
             return filters
-        return filters + self.scale * self.offset[components]
+        offset = self.offset[components]
+        return filters + (self.scale * offset if self.relative else offset)
 
 
 def _statistics(bank: FilterBank, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -91,6 +91,23 @@ def test_pretrained_start_stays_near_the_weights():
         assert 0 < (sampled - own).norm(dim=None) < 0.05 * (20**0.5) * own.norm(), name
 
 
+def test_mean_weights_learn_as_the_targets_own_parameters_would():
+    target = lenet().double()
+    hypernet = Hypernet(target, components=3, generator={"start": "mean_weights", "gain": 0.1})
+    generator, components = hypernet.generator, torch.tensor([2, 0, 1])
+    weights = generator(torch.randn(3, 64, dtype=torch.float64), components)
+    own = dict(target.named_parameters())
+    for name, value in weights.items():
+        correlations = torch.corrcoef(torch.cat([own[name].detach()[None], value.detach()]).flatten(1))[0, 1:]
+        assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
+    upstream = {name: torch.randn_like(value) for name, value in weights.items()}
+    loss = sum((weights[name] * value).sum() for name, value in upstream.items())
+    offsets = [weight_generator.offset for weight_generator in generator.weight_generators]
+    gradients = torch.autograd.grad(loss, offsets)
+    for gradient, expected in zip(gradients, hypernet.banks.flatten(upstream), strict=True):
+        torch.testing.assert_close(gradient[components], expected)
+
+
 def test_a_bank_of_one_filter_starts_around_the_targets_weights():
     torch.manual_seed(0)
     target = nn.Linear(20, 10)

@@ -48,7 +48,7 @@ def test_training_and_evaluation(tmp_path, script, data, shape, name):
         result = json.loads((tmp_path / f"{folder.name}.json").read_text())
         assert result["step"] == 4
         assert 0 <= result["ten_members"]["majority_accuracy"] <= 1
-        assert len(list(tmp_path.glob(f"{folder.name}_*.png"))) == 6
+        assert len(list(tmp_path.glob(f"{folder.name}_*.png"))) == (6 if what == "paper" else 7)
 
 
 @pytest.mark.slow
@@ -57,3 +57,14 @@ def test_resnet32(tmp_path):
     few = ("--steps", 2, "--networks", 2, "--images", 4)
     run("cifar_resnet.py", "ours", "--data-dir", tmp_path, "--out", tmp_path, *few)
     assert (tmp_path / "cifar_resnet_ours_0" / "at.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sgd", "constant", "dropout", "gaussian", "mnf"])
+def test_baselines(tmp_path, kind):
+    folders = ("--out", tmp_path, "--results", tmp_path)
+    for _ in range(2):
+        run("baselines.py", kind, "digits", *folders, "--steps", 20, "--networks", 3)
+    result = json.loads((tmp_path / f"baseline_digits_{kind}_0.json").read_text())
+    assert result["images"] == 2560 * {"sgd": 3, "constant": 2}.get(kind, 1)
+    assert 0 <= result["ensemble_accuracy"] <= 1

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -82,6 +84,16 @@ def load(name: str, folder: Path, augment: bool = False, standardise: bool = Tru
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
     train = Images(images["x_train"], tensors["y_train"].long(), mean, std, augment)
     return train, Images(images["x_test"], tensors["y_test"].long(), mean, std)
+
+
+def digits() -> tuple[Images, Images]:
+    """A third of scikit-learn's digits to train on, the rest to test on."""
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=2 / 3, random_state=0, stratify=labels)
+    x_train, x_test = (torch.tensor(part).view(-1, 1, 8, 8) * (255 / 16) for part in parts[:2])
+    y_train, y_test = (torch.tensor(part) for part in parts[2:])
+    zero, one = torch.zeros(1), torch.ones(1)
+    return Images(x_train, y_train, zero, one), Images(x_test, y_test, zero, one)
 
 
 def _channels_first(images: Tensor) -> Tensor:

@@ -12,11 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from data import Images, load
-from mnist import target as mnist_target
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import nn
+from data import Images, digits, load
+from targets import TARGETS
 from training import Classifier
 
 from lightning_hypernet import HypernetCallback
@@ -34,32 +31,6 @@ COMPONENTS = (1, 2, 4, 8)
 SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
 
 
-def digits_target() -> nn.Sequential:
-    """The network of examples/digits.py: 8x8 images, 4,890 weights."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, 32),
-        nn.ReLU(),
-        nn.Linear(32, 10),
-    )
-
-
-def digits() -> tuple[Images, Images]:
-    """A third of scikit-learn's digits to train on, the rest to test on."""
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images, labels, test_size=2 / 3, random_state=0, stratify=labels)
-    x_train, x_test = (torch.tensor(part).view(-1, 1, 8, 8) * (255 / 16) for part in parts[:2])
-    y_train, y_test = (torch.tensor(part) for part in parts[2:])
-    zero, one = torch.zeros(1), torch.ones(1)
-    return Images(x_train, y_train, zero, one), Images(x_test, y_test, zero, one)
-
-
 def settings() -> Iterator[dict[str, Any]]:
     """Components alone, then every loss with one component, then with four."""
     for components in COMPONENTS:
@@ -75,7 +46,7 @@ def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, s
     pl.seed_everything(seed, verbose=False)
     train, test = sets
     start = time.perf_counter()
-    module = Classifier(digits_target() if data == "digits" else mnist_target(), "adam", 3e-3, steps)
+    module = Classifier(TARGETS[data](), "adam", 3e-3, steps)
     callback = HypernetCallback(
         target="model", samples=8, generator={"hidden": (128, 128)}, example_inputs=train[0][0][None], **setting
     )

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from cifar_lenet import lenet
 from data import Images, load
-from mnist import target as mnist_target
+from targets import lenet, mnist
 from torch import Tensor
 
 from lightning_hypernet import Ensemble, Hypernet
-from lightning_hypernet.analysis import adversarial, averaging, filter_images, ood, paths, scatter
+from lightning_hypernet.analysis import accuracies, adversarial, averaging, filter_images, ood, paths, scatter
 from lightning_hypernet.metrics import (
     EnsembleAccuracy,
     MemberAccuracy,
@@ -29,9 +29,10 @@ EPSILONS = (0.05, 0.1, 0.15, 0.2)
 BATCH = 500
 
 
-def first(images: Images, count: int) -> Images:
-    """The first images of a set."""
-    return Images(images.images[:count], images.labels[:count], images.mean.flatten(), images.std.flatten())
+def some(images: Images, count: int) -> Images:
+    """So many images of a set, evenly spread over it."""
+    step = max(1, len(images) // count)
+    return Images(images.images[::step], images.labels[::step], images.mean.flatten(), images.std.flatten())
 
 
 def scores(ensemble: Ensemble, images: Images) -> dict[str, float]:
@@ -58,20 +59,42 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
         majorities.append(float(majority))
         means.append(float(mean))
         singles.append(single)
-    accuracies = torch.cat(singles)
-    counts, edges = torch.histogram(100 * accuracies, bins=torch.arange(0, 100.15, 0.1))
+    members_own = torch.cat(singles)
+    counts, edges = torch.histogram(100 * members_own, bins=torch.arange(0, 100.15, 0.1))
     mode = float(edges[counts.argmax()] + 0.05)
     return {
         "ensembles": ensembles,
         "members": members,
+        "images": len(images),
         "majority_mean": round(100 * float(np.mean(majorities)), 3),
         "majority_least": round(100 * min(majorities), 3),
         "mean_probability_mean": round(100 * float(np.mean(means)), 3),
-        "member_mean": round(100 * float(accuracies.mean()), 3),
-        "member_least": round(100 * float(accuracies.min()), 3),
-        "member_best": round(100 * float(accuracies.max()), 3),
+        "member_mean": round(100 * float(members_own.mean()), 3),
+        "member_least": round(100 * float(members_own.min()), 3),
+        "member_best": round(100 * float(members_own.max()), 3),
         "member_mode": round(mode, 2),
-    }, accuracies
+    }, members_own
+
+
+def noise(hypernet: Hypernet, component: int | None, images: Images) -> dict[str, float]:
+    """The control: one network with Gaussian noise on each weight, as large as the spread of a hundred sampled networks.
+
+    Two such networks lie on a line through noise, so that the path between them is the same in weights and in noise.
+    """
+    spread = {name: value.std(0) for name, value in hypernet.sample(100, component).weights.items()}
+    repeated = hypernet.sample(1, component)[torch.zeros(10, dtype=torch.long)]
+    weights = {name: value + spread[name] * torch.randn_like(value) for name, value in repeated.weights.items()}
+    noisy = replace(repeated, weights=weights)
+    halfway = replace(noisy[:5], weights={name: (value[:5] + value[5:]) / 2 for name, value in weights.items()})
+    found = {"spread": round(float(torch.cat([value.flatten() for value in spread.values()]).square().mean().sqrt()), 5)}
+    metrics = population_metrics(10)
+    with torch.no_grad():
+        for inputs, labels in images.loader(BATCH, shuffle=False):
+            metrics.update(hypernet.run(noisy, inputs), labels)
+    scores = metrics.compute()
+    found |= {name: round(100 * float(scores[name]), 2) for name in ("member_accuracy", "majority_accuracy", "disagreement")}
+    middle = accuracies(hypernet, halfway, images.loader(BATCH, shuffle=False))
+    return found | {"paths_midpoint": round(100 * float(middle.mean()), 2)}
 
 
 def outside(path: Path, like: Images) -> Iterator[Tensor]:
@@ -92,15 +115,18 @@ def save(figure: Any, path: Path) -> None:
 
 def analyse(hypernet: Hypernet, images: Images, other: Path, weights: list[str], name: str, folder: Path) -> dict[str, Any]:
     """Paths, scatter, filters, attacks, detection, averages."""
-    few = first(images, 1000)
+    few = some(images, 1000)
     found: dict[str, Any] = {}
-    lines = paths(hypernet, few.loader(BATCH, shuffle=False), pairs=6, points=11)
-    found["paths_midpoint"] = {
-        "direct": round(100 * float(lines.direct[:, 5].mean()), 2),
-        "interpolated": round(100 * float(lines.interpolated[:, 5].mean()), 2),
-        "ends": round(100 * float(lines.direct[:, [0, -1]].mean()), 2),
-    }
-    save(lines.plot()[0], folder / f"{name}_paths.png")
+    for component in (0, None) if hypernet.components > 1 else (0,):
+        where = "within_a_component" if component == 0 else "anywhere"
+        lines = paths(hypernet, few.loader(BATCH, shuffle=False), pairs=6, points=11, component=component)
+        found[f"paths_midpoint_{where}"] = {
+            "direct": round(100 * float(lines.direct[:, 5].mean()), 2),
+            "interpolated": round(100 * float(lines.interpolated[:, 5].mean()), 2),
+            "ends": round(100 * float(lines.direct[:, [0, -1]].mean()), 2),
+        }
+        save(lines.plot()[0], folder / f"{name}_paths_{where}.png")
+        found[f"noise_{where}"] = noise(hypernet, component, few)
     save(scatter(hypernet, samples=600, dimensions=4).plot()[0], folder / f"{name}_scatter.png")
     save(filter_images(hypernet, weights[0]).plot()[0], folder / f"{name}_filters.png")
     size = float(1 / images.std.mean())
@@ -116,7 +142,7 @@ def analyse(hypernet: Hypernet, images: Images, other: Path, weights: list[str],
         )
         found["ood"] = {score: {key: round(value, 4) for key, value in one.items()} for score, one in detection.results.items()}
         save(detection.plot()[0], folder / f"{name}_ood.png")
-    curve = averaging(hypernet.ensemble(100, component=0), first(images, 2000).loader(BATCH, shuffle=False))
+    curve = averaging(hypernet.ensemble(100, component=0), some(images, 2000).loader(BATCH, shuffle=False))
     found["averaging_of_one_component"] = {
         str(count): {"average": round(100 * float(one), 2), "ensemble": round(100 * float(many), 2)}
         for count, one, many in zip(curve.counts, curve.average, curve.ensemble, strict=True)
@@ -132,14 +158,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--ensembles", type=int, default=20)
     parser.add_argument("--members", type=int, default=20, help="of each of these ensembles")
+    parser.add_argument("--images", type=int, default=10_000, help="that these ensembles are tested on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(0)
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.checkpoint.parent.name
-    mnist = name.startswith("mnist")
-    _, images = load("mnist" if mnist else "cifar10", options.data_dir, standardise="paper" not in name)
-    target, example = (mnist_target() if mnist else lenet()), images[0][0][None]
+    small = name.startswith("mnist")
+    _, images = load("mnist" if small else "cifar10", options.data_dir, standardise="paper" not in name)
+    target, example = (mnist() if small else lenet()), images[0][0][None]
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example)
     result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
     result["ten_members"] = scores(hypernet.ensemble(10), images)
@@ -149,14 +176,15 @@ def main() -> None:
         "cosine": round(float(weight_cosine(population)), 4),
     }
     print(json.dumps(result, indent=2), flush=True)
-    result["ensembles"], accuracies = many_ensembles(hypernet, images, options.ensembles, options.members)
+    fewer = some(images, options.images)
+    result["ensembles"], singles = many_ensembles(hypernet, fewer, options.ensembles, options.members)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.hist(100 * accuracies, bins=40)
+    axes.hist(100 * singles, bins=40)
     axes.axvline(result["ensembles"]["majority_mean"], color="tab:red", label="majority of an ensemble")
     axes.set(xlabel="test accuracy, %", ylabel="networks")
     axes.legend()
     save(figure, options.out / f"{name}_accuracy.png")
-    other = options.data_dir / ("emnist_letters_test.npz" if mnist else "cifar100_ood.npz")
+    other = options.data_dir / ("emnist_letters_test.npz" if small else "cifar100_ood.npz")
     result |= analyse(hypernet, images, other, list(hypernet.banks.shapes), name, options.out)
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -6,28 +6,12 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from data import load
-from torch import nn
+from targets import mnist
 from training import Classifier, fit
 
 from lightning_hypernet import GeneratorConfig, HypernetCallback
 
 NETWORKS, IMAGES = 32, 32
-
-
-def target() -> nn.Sequential:
-    """The paper's target: 832 + 12,816 + 6,280 + 90 weights."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(784, 8),
-        nn.ReLU(),
-        nn.Linear(8, 10),
-    )
 
 
 def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, HypernetCallback]:
@@ -46,10 +30,10 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
             "gauge": "softmax",
             "diversity": {"entropy": 1e-3},
         }
-        module = Classifier(target(), "adam", 3e-4, steps or 11_000, 0.99998)
+        module = Classifier(mnist(), "adam", 3e-4, steps or 11_000, 0.99998)
     else:
         options = {"components": 10, "generator": {"hidden": (200, 200)}}
-        module = Classifier(target(), "adam", 3e-3, steps or 2_750)
+        module = Classifier(mnist(), "adam", 3e-3, steps or 2_750)
     samples = NETWORKS if what == "paper" else 10
     return module, HypernetCallback(target="model", samples=samples, example_inputs=example, **options)
 

@@ -20,16 +20,25 @@ class Classifier(pl.LightningModule):
 
     Args:
         model: Images -> logits.
-        optimizer: ``"adam"`` or ``"sgd"`` with Nesterov momentum 0.9 and weight decay 1e-4.
+        optimizer: ``"adam"`` or ``"sgd"``, with Nesterov momentum 0.9.
         lr: Its largest learning rate.
         steps: Length of the training.
         schedule: ``"cosine"``: up in the first hundredth, then down to zero; ``"constant"``; or the factor of each step.
+        weight_decay: Of the optimizer.
     """
 
-    def __init__(self, model: nn.Module, optimizer: str, lr: float, steps: int, schedule: str | float = "cosine") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: str,
+        lr: float,
+        steps: int,
+        schedule: str | float = "cosine",
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.optimizer, self.lr, self.steps, self.schedule = optimizer, lr, steps, schedule
+        self.optimizer, self.lr, self.steps, self.schedule, self.weight_decay = optimizer, lr, steps, schedule, weight_decay
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
@@ -42,9 +51,9 @@ class Classifier(pl.LightningModule):
         """The optimizer, with its learning rate set at every step."""
         optimizer: torch.optim.Optimizer
         if self.optimizer == "adam":
-            optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+            optimizer = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay)
         else:
-            optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+            optimizer = torch.optim.SGD(self.parameters(), self.lr, 0.9, nesterov=True, weight_decay=self.weight_decay)
         scheduler: torch.optim.lr_scheduler.LRScheduler
         if self.schedule == "cosine":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(

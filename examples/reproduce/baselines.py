@@ -1,0 +1,164 @@
+"""Other ways to many networks of one target, beside the hypernetwork.
+
+``sgd``: independent networks. ``constant``: weights that SGD at a constant rate passes through, from the first of these on.
+``dropout``: dropout kept on (MC-dropout). ``gaussian`` and ``mnf``: variational posteriors. Writes
+RESULTS/baseline_DATA_KIND_SEED.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from bayesian import MNF, MeanField, Posterior
+from data import Images, digits, load
+from targets import TARGETS
+from torch import Tensor, nn
+from torch.func import functional_call
+from training import Classifier, fit
+
+from lightning_hypernet.metrics import population_metrics
+
+KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
+BATCH = 128
+MEMBERS = 10
+PAIRS = 6
+
+
+class Variational(Classifier):
+    """A classifier that adds its posterior's divergence for each example to the loss.
+
+    Args:
+        model: The posterior.
+        examples: Number of training examples.
+        steps: Length of the training; over its first third the divergence comes in.
+    """
+
+    model: Posterior
+
+    def __init__(self, model: Posterior, examples: int, lr: float, steps: int) -> None:
+        super().__init__(model, "adam", lr, steps)
+        self.examples = examples
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy plus divergence."""
+        loss = super().training_step(batch, batch_idx)
+        share = min(1.0, 3 * self.global_step / self.steps)
+        self.log("divergence", self.model.divergence)
+        return loss + share * self.model.divergence / self.examples
+
+
+def with_dropout(target: nn.Sequential, p: float) -> nn.Sequential:
+    """The target with dropout after every ReLU."""
+    layers = [[layer, nn.Dropout(p)] if isinstance(layer, nn.ReLU) else [layer] for layer in target]
+    return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
+def measure(predict: Callable[[Tensor], Tensor], test: Images) -> dict[str, float]:
+    """Every metric of members that map a batch to ``(members, batch, classes)``."""
+    metrics = population_metrics(10)
+    with torch.no_grad():
+        for inputs, labels in test.loader(1000, shuffle=False):
+            metrics.update(predict(inputs), labels)
+    return {name: round(float(value), 5) for name, value in metrics.compute().items()}
+
+
+def run_all(target: nn.Module, networks: list[Mapping[str, Tensor]], inputs: Tensor) -> Tensor:
+    """Outputs of every network, ``(networks, batch, classes)``."""
+    return torch.stack([functional_call(target, dict(weights), (inputs,)) for weights in networks])
+
+
+def midpoints(posterior: Posterior, target: nn.Module, test: Images) -> dict[str, float]:
+    """Mean accuracy in percent of the ends, and halfway between them in weights and in noise."""
+    one, other = torch.randn(2, PAIRS, posterior.noise_size)
+    found: dict[str, float] = {}
+    with torch.no_grad():
+        ends = [[posterior.draw(noise)[0] for noise in noises] for noises in (one, other)]
+        direct = [{name: (a[name] + b[name]) / 2 for name in a} for a, b in zip(*ends, strict=True)]
+        curve = [posterior.draw(noise)[0] for noise in (one + other) / 2]
+    for name, networks in (("ends", ends[0] + ends[1]), ("direct", direct), ("interpolated", curve)):
+        scores = measure(lambda inputs, networks=networks: run_all(target, networks, inputs), test)  # type: ignore[misc]
+        found[name] = round(100 * scores["member_accuracy"], 2)
+    return found
+
+
+def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> nn.Module:
+    """One network by SGD, or the one that lies in `out` already."""
+    pl.seed_everything(seed, verbose=False)
+    module = Classifier(TARGETS[data](), "sgd", 0.05, steps, weight_decay=5e-4)
+    fit(module, train, BATCH, out / f"{data}_sgd_{seed}")
+    return module.model.eval()
+
+
+def constant_rate(module: nn.Module, train: Images, steps: int) -> list[Mapping[str, Tensor]]:
+    """Weights at equal distances of a training that goes on at a constant rate."""
+    optimizer = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9, nesterov=True)
+    module.train()
+    networks: list[Mapping[str, Tensor]] = []
+    step = 0
+    while step < steps:
+        for images, labels in train.loader(BATCH, shuffle=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(images), labels).backward()
+            optimizer.step()
+            step += 1
+            if step % (steps // MEMBERS) == 0:
+                networks.append({name: value.detach().clone() for name, value in module.named_parameters()})
+            if step == steps:
+                break
+    return networks[-MEMBERS:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("data", choices=tuple(TARGETS))
+    parser.add_argument("--data-dir", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="of 128 images, for each network that is trained")
+    parser.add_argument("--networks", type=int, default=MEMBERS, help="of `sgd`")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.results.mkdir(parents=True, exist_ok=True)
+    data, seed, steps = options.data, options.seed, options.steps
+    train, test = digits() if data == "digits" else load(data, options.data_dir, augment=data == "cifar10")
+    target = TARGETS[data]()
+    start = time.perf_counter()
+    result: dict[str, Any] = {"kind": options.kind, "data": data, "seed": seed, "images": BATCH * steps}
+    if options.kind == "sgd":
+        modules = [sgd(data, train, seed + index, steps, options.out) for index in range(options.networks)]
+        result["images"] *= options.networks
+        result |= measure(lambda inputs: torch.stack([module(inputs) for module in modules]), test)
+    elif options.kind == "constant":
+        networks = constant_rate(sgd(data, train, seed, steps, options.out), train, steps)
+        result["images"] *= 2
+        result |= measure(lambda inputs: run_all(target, networks, inputs), test)
+    else:
+        pl.seed_everything(seed, verbose=False)
+        if options.kind == "dropout":
+            module = Classifier(with_dropout(target, 0.1), "adam", 3e-3, steps)
+        else:
+            kind = {"gaussian": MeanField, "mnf": MNF}[options.kind]
+            module = Variational(kind(target), len(train), 3e-3, steps)
+        fit(module, train, BATCH, options.out / f"{data}_{options.kind}_{seed}")
+        model = module.model.train()
+        if isinstance(model, Posterior):
+            networks = [model.draw(noise)[0] for noise in torch.randn(MEMBERS, model.noise_size)]
+            result |= measure(lambda inputs: run_all(target, networks, inputs), test)
+            result["paths_midpoint"] = midpoints(model, target, test)
+        else:
+            result |= measure(lambda inputs: torch.stack([model(inputs) for _ in range(MEMBERS)]), test)
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    text = json.dumps(result, indent=2)
+    (options.results / f"baseline_{data}_{options.kind}_{seed}.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128
 MEMBERS = 10
 PAIRS = 6
+AUGMENTED: dict[str, dict[str, Any]] = {"mnist": {"shift": 2}, "cifar10": {"shift": 4, "mirror": True}}
 
 
 class Variational(Classifier):
@@ -127,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.results.mkdir(parents=True, exist_ok=True)
     data, seed, steps = options.data, options.seed, options.steps
-    train, test = digits() if data == "digits" else load(data, options.data_dir, augment=data == "cifar10")
+    train, test = digits() if data == "digits" else load(data, options.data_dir, **AUGMENTED[data])
     target = TARGETS[data]()
     start = time.perf_counter()
     result: dict[str, Any] = {"kind": options.kind, "data": data, "seed": seed, "images": BATCH * steps}

@@ -55,7 +55,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     pl.seed_everything(options.seed)
-    train, _ = load("cifar10", options.data_dir, augment=True)
+    train, _ = load("cifar10", options.data_dir, shift=4, mirror=True)
     if options.what == "paper":  # 100 latent numbers, generators 800 wide with skips; what the paper does not tell is ours
         module = Classifier(resnet32(), "adam", 1e-4, options.steps, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_resnet32"), "diversity": {"entropy": 1e-3}}

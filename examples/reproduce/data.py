@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-PADDING = 4
-
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
     """Images that come in whole batches, standardised, and at will shifted and mirrored at random.
@@ -21,13 +19,14 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         labels: ``(n,)``.
         mean: Of each channel, as shares of 255.
         std: Likewise.
-        augment: Whether to crop at random out of a frame of four black pixels and to mirror every other image.
+        shift: Largest random shift along each axis, in pixels; black comes in from outside.
+        mirror: Whether every other image is mirrored.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: bool = False) -> None:
-        self.images, self.labels, self.augment = images, labels, augment
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, shift: int = 0, mirror: bool = False) -> None:
+        self.images, self.labels, self.shift, self.mirror = images, labels, shift, mirror
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
-        self.padded = F.pad(images, [PADDING] * 4) if augment else images
+        self.padded = F.pad(images, [shift] * 4)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,17 +38,15 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """One batch: images ``(n, channels, height, width)`` and labels ``(n,)``."""
         chosen = torch.tensor(indices)
-        if self.augment:
-            images = self._crops(indices)
+        images = self._crops(indices) if self.shift else self.images[chosen]
+        if self.mirror:
             mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
-        else:
-            images = self.images[chosen]
         return (images.float() / 255 - self.mean) / self.std, self.labels[chosen]
 
     def _crops(self, indices: list[int]) -> Tensor:
         height, width = self.images.shape[-2:]
-        corners = torch.randint(2 * PADDING + 1, (len(indices), 2)).tolist()
+        corners = torch.randint(2 * self.shift + 1, (len(indices), 2)).tolist()
         crops = [self.padded[i, :, y : y + height, x : x + width] for i, (y, x) in zip(indices, corners, strict=True)]
         return torch.stack(crops)
 
@@ -62,13 +59,14 @@ def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def load(name: str, folder: Path, augment: bool = False, standardise: bool = True) -> tuple[Images, Images]:
+def load(name: str, folder: Path, shift: int = 0, mirror: bool = False, standardise: bool = True) -> tuple[Images, Images]:
     """Training and test images of ``mnist`` or ``cifar10``, from an npz file in the folder or else from torchvision.
 
     Args:
         name: Name of the data set.
         folder: Where ``NAME.npz`` lies, with the arrays x_train, y_train, x_test and y_test, or where torchvision keeps it.
-        augment: Whether training images are shifted and mirrored.
+        shift: Largest random shift of training images, in pixels.
+        mirror: Whether every other training image is mirrored.
         standardise: Whether to take off the mean and divide by the deviation of the training images; else 0 to 1.
 
     Returns:
@@ -82,7 +80,7 @@ def load(name: str, folder: Path, augment: bool = False, standardise: bool = Tru
     mean, std = shares.mean((0, 2, 3)), shares.std((0, 2, 3))
     if not standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    train = Images(images["x_train"], tensors["y_train"].long(), mean, std, augment)
+    train = Images(images["x_train"], tensors["y_train"].long(), mean, std, shift, mirror)
     return train, Images(images["x_test"], tensors["y_test"].long(), mean, std)
 
 

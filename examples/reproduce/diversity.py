@@ -5,6 +5,7 @@ Appends a line of JSON for every setting to RESULTS/diversity_DATA.jsonl; settin
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,23 +33,29 @@ SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement",
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Components alone, then every loss with one component, then with four."""
-    for components in COMPONENTS:
-        yield {"components": components, "diversity": {}}
+    """Components alone, by either start, then every loss with one component, then with four."""
+    for start in ("mean_code", "mean_weights"):
+        for components in COMPONENTS:
+            yield {"start": start, "components": components, "diversity": {}}
     for components in (1, 4):
         for name, weights in WEIGHTS.items():
             for weight in weights:
-                yield {"components": components, "diversity": {name: weight}}
+                yield {"start": "mean_code", "components": components, "diversity": {name: weight}}
 
 
 def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, sets: tuple[Images, Images]) -> dict[str, Any]:
-    """Train one setting and measure ten members."""
+    """Train one setting, eight networks a step, and measure ten members."""
     pl.seed_everything(seed, verbose=False)
     train, test = sets
     start = time.perf_counter()
     module = Classifier(TARGETS[data](), "adam", 3e-3, steps)
     callback = HypernetCallback(
-        target="model", samples=8, generator={"hidden": (128, 128)}, example_inputs=train[0][0][None], **setting
+        target="model",
+        components=setting["components"],
+        samples=8,
+        generator={"hidden": (128, 128), "start": setting["start"]},
+        example_inputs=train[0][0][None],
+        diversity=setting["diversity"],
     )
     trainer = pl.Trainer(
         max_steps=steps,
@@ -89,23 +96,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"diversity_{options.data}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = [(line["components"], line["diversity"], line["seed"]) for line in lines]
+    done = [(line["start"], line["components"], line["diversity"], line["seed"]) for line in lines]
     sets = digits() if options.data == "digits" else load("mnist", options.data_dir)
     batch = 128 if options.data == "digits" else 512
     for seed in options.seeds:
         for setting in settings():
-            if (setting["components"], setting["diversity"], seed) in done:
+            if (*setting.values(), seed) in done:
                 continue
             result = run(setting, seed, options.data, options.steps, batch, sets)
             with path.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-            shown = {
-                key: result[key] for key in ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
-            }
-            print(setting, shown, flush=True)
+            print(setting, {key: result[key] for key in SHOWN}, flush=True)
 
 
 if __name__ == "__main__":

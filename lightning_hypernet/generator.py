@@ -29,14 +29,15 @@ class GeneratorConfig:
             codes of a bank as a product of thin matrices and lets a generator be smaller than its target.
         extractor_hidden: Widths of the hidden layers of the extractor.
         rank: Inner size of the matrix extractor.
-        start: ``"mean_code"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z.
-            ``"mean_weights"``: the same, and every component has trained mean weights of its own, in the target's units, so
-            that the learning rate of the plain target fits them. ``"pretrained"``: the same around the target's own weights,
-            in units of their deviation. ``"paper"``: codes and weights come from z alone, and every matrix starts at a tenth
-            of the usual size.
+        start: ``"mean_weights"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z,
+            and what is generated from it deviates from trained mean weights, which every component has of its own; these
+            are in the target's units, so that the learning rate of the plain target fits them. ``"mean_code"``: the same
+            without mean weights, but for banks of a single filter; a generator that all components share.
+            ``"pretrained"``: mean weights that are the target's own, in units of their deviation. ``"paper"``: codes and
+            weights come from z alone, and every matrix starts at a tenth of the usual size.
         spread: Share of z in a code at the start.
-        gain: Share of what is generated in the weights of an anchored bank at the start: one of a single filter, which
-            begins around a fresh initialisation, or any bank that begins around mean or pretrained weights.
+        gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
+            mean weights that are fresh themselves hold the rest of the variance.
         activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         slope: Negative slope of the leaky ReLU.
         norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
@@ -53,7 +54,7 @@ class GeneratorConfig:
     extractor: Literal["mlp", "matrix"] = "mlp"
     extractor_hidden: Sequence[int] = (128, 128)
     rank: int = 8
-    start: Literal["mean_code", "mean_weights", "pretrained", "paper"] = "mean_code"
+    start: Literal["mean_weights", "mean_code", "pretrained", "paper"] = "mean_weights"
     spread: float = 0.3
     gain: float = 0.3
     activation: str = "leaky_relu"
@@ -116,7 +117,7 @@ class GeneratorConfig:
     @classmethod
     def compact(cls) -> GeneratorConfig:
         """A generator that is smaller than most targets: matrix extractor, narrow weight generators."""
-        return cls(code_size=8, hidden=(32,), extractor="matrix", extractor_hidden=(64, 64))
+        return cls(start="mean_code", code_size=8, hidden=(32,), extractor="matrix", extractor_hidden=(64, 64))
 
     def widths(self, bank: int, banks: int) -> tuple[int, ...]:
         """Hidden widths of the weight generator of one bank, checked against the number of banks."""
@@ -285,6 +286,7 @@ class WeightGenerator(nn.Module):
             offset = ((initial - center) / scale).repeat(components, 1, 1)
             if config.start != "pretrained":
                 offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
+                offset *= math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the rest of the variance
             self.offset = nn.Parameter(offset if self.relative else self.scale * offset)
 
     def forward(self, codes: Tensor, components: Tensor) -> Tensor:
@@ -351,7 +353,7 @@ class Generator(nn.Module):
         if len(dtypes) > 1:
             raise ValueError(f"the generated parameters have dtypes {sorted(map(str, dtypes))}; convert the target to one")
         if components > 1 and config.start == "paper":
-            raise ValueError("the paper's start has no mean codes, so components must be 1; set start='mean_code'")
+            raise ValueError("the paper's start has no mean codes, so components must be 1; set start='mean_weights'")
         self.banks = banks
         self.extractor = _EXTRACTORS[config.extractor](latent_dim, [bank.filters for bank in banks], config)
         self.spread = 1.0 if config.start == "paper" else config.spread

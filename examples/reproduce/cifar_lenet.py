@@ -29,8 +29,7 @@ def main() -> None:
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_lenet"), "diversity": {"entropy": 1e-3}}
     else:  # SGD as for one LeNet: the loss is the mean over ten, hence ten times the learning rate and a tenth of the decay
         module = Classifier(lenet(), "sgd", 0.5, options.steps or 24_000, weight_decay=5e-5)
-        generator = {"start": "mean_weights", "gain": 0.05}
-        chosen = {"components": 10, "generator": generator, "gauge": "none"}
+        chosen = {"components": 10, "generator": {"gain": 0.05}, "gauge": "none"}
     fit(module, train, 1280, folder, [HypernetCallback(target="model", samples=10, **chosen)])
 
 

@@ -28,19 +28,22 @@ WEIGHTS = {
     "mutual_information": (0.01, 0.1, 1.0),
     "repulsion": (0.01, 0.1, 1.0),
 }
+BETTER = (("entropy", 1e-3), ("entropy", 1e-2), ("variance", 1e-2), ("variance", 1e-1), ("ensemble", 0.3))
 COMPONENTS = (1, 2, 4, 8)
 SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Components alone, by either start, then every loss with one component, then with four."""
+    """Components alone, by either start; every loss with one mean code; the better ones with one and four mean weights."""
     for start in ("mean_code", "mean_weights"):
         for components in COMPONENTS:
             yield {"start": start, "components": components, "diversity": {}}
+    for name, weights in WEIGHTS.items():
+        for weight in weights:
+            yield {"start": "mean_code", "components": 1, "diversity": {name: weight}}
     for components in (1, 4):
-        for name, weights in WEIGHTS.items():
-            for weight in weights:
-                yield {"start": "mean_code", "components": components, "diversity": {name: weight}}
+        for name, weight in BETTER:
+            yield {"start": "mean_weights", "components": components, "diversity": {name: weight}}
 
 
 def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, sets: tuple[Images, Images]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
         }
         module = Classifier(mnist(), "adam", 3e-4, steps or 11_000, 0.99998)
     else:
-        options = {"components": 5, "generator": {"start": "mean_weights"}}
+        options = {"components": 5}
         module = Classifier(mnist(), "adam", 2e-3, steps or 2_750)
     samples = NETWORKS if what == "paper" else 5
     return module, HypernetCallback(target="model", samples=samples, example_inputs=example, **options)

@@ -8,7 +8,8 @@ RESULTS/baseline_DATA_KIND_SEED.json.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ import pytorch_lightning as pl
 import torch
 from bayesian import MNF, MeanField, Posterior
 from data import Images, digits, load
+from scores import measure
 from targets import TARGETS
 from torch import Tensor, nn
 from torch.func import functional_call
 from training import Classifier, fit
-
-from lightning_hypernet.metrics import population_metrics
 
 KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128
@@ -59,15 +59,6 @@ def with_dropout(target: nn.Sequential, p: float) -> nn.Sequential:
     return nn.Sequential(*(layer for pair in layers for layer in pair))
 
 
-def measure(predict: Callable[[Tensor], Tensor], test: Images) -> dict[str, float]:
-    """Every metric of members that map a batch to ``(members, batch, classes)``."""
-    metrics = population_metrics(10)
-    with torch.no_grad():
-        for inputs, labels in test.loader(1000, shuffle=False):
-            metrics.update(predict(inputs), labels)
-    return {name: round(float(value), 5) for name, value in metrics.compute().items()}
-
-
 def run_all(target: nn.Module, networks: list[Mapping[str, Tensor]], inputs: Tensor) -> Tensor:
     """Outputs of every network, ``(networks, batch, classes)``."""
     return torch.stack([functional_call(target, dict(weights), (inputs,)) for weights in networks])
@@ -82,7 +73,7 @@ def midpoints(posterior: Posterior, target: nn.Module, test: Images) -> dict[str
         direct = [{name: (a[name] + b[name]) / 2 for name in a} for a, b in zip(*ends, strict=True)]
         curve = [posterior.draw(noise)[0] for noise in (one + other) / 2]
     for name, networks in (("ends", ends[0] + ends[1]), ("direct", direct), ("interpolated", curve)):
-        scores = measure(lambda inputs, networks=networks: run_all(target, networks, inputs), test)  # type: ignore[misc]
+        scores = measure(partial(run_all, target, networks), test)
         found[name] = round(100 * scores["member_accuracy"], 2)
     return found
 
@@ -95,23 +86,37 @@ def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> nn.Module
     return module.model.eval()
 
 
-def constant_rate(module: nn.Module, train: Images, steps: int) -> list[Mapping[str, Tensor]]:
-    """Weights at equal distances of a training that goes on at a constant rate."""
-    optimizer = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9, nesterov=True)
-    module.train()
-    networks: list[Mapping[str, Tensor]] = []
-    step = 0
-    while step < steps:
-        for images, labels in train.loader(BATCH, shuffle=True):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(module(images), labels).backward()
-            optimizer.step()
-            step += 1
-            if step % (steps // MEMBERS) == 0:
-                networks.append({name: value.detach().clone() for name, value in module.named_parameters()})
-            if step == steps:
-                break
-    return networks[-MEMBERS:]
+class Snapshots(pl.Callback):
+    """Keeps the weights at equal distances of a training.
+
+    Args:
+        every: Steps between two.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.networks: list[Mapping[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Keep them."""
+        if trainer.global_step % self.every == 0:
+            model: nn.Module = pl_module.model  # type: ignore[assignment]
+            self.networks.append({name: value.detach().clone() for name, value in model.named_parameters()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The networks so far."""
+        return {"networks": self.networks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from those networks."""
+        self.networks = state_dict["networks"]
+
+
+def constant_rate(first: nn.Module, data: str, train: Images, seed: int, steps: int, out: Path) -> list[Mapping[str, Tensor]]:
+    """Ten networks of a training that goes on from `first` at a constant rate."""
+    snapshots = Snapshots(steps // MEMBERS)
+    fit(Classifier(first, "sgd", 0.02, steps, "constant"), train, BATCH, out / f"{data}_constant_{seed}", [snapshots])
+    return snapshots.networks[:MEMBERS]
 
 
 def main() -> None:
@@ -137,9 +142,10 @@ def main() -> None:
         result["images"] *= options.networks
         result |= measure(lambda inputs: torch.stack([module(inputs) for module in modules]), test)
     elif options.kind == "constant":
-        networks = constant_rate(sgd(data, train, seed, steps, options.out), train, steps)
+        first = sgd(data, train, seed, steps, options.out)
+        networks = constant_rate(first, data, train, seed, steps, options.out)
         result["images"] *= 2
-        result |= measure(lambda inputs: run_all(target, networks, inputs), test)
+        result |= measure(partial(run_all, target, networks), test)
     else:
         pl.seed_everything(seed, verbose=False)
         if options.kind == "dropout":
@@ -151,7 +157,7 @@ def main() -> None:
         model = module.model.train()
         if isinstance(model, Posterior):
             networks = [model.draw(noise)[0] for noise in torch.randn(MEMBERS, model.noise_size)]
-            result |= measure(lambda inputs: run_all(target, networks, inputs), test)
+            result |= measure(partial(run_all, target, networks), test)
             result["paths_midpoint"] = midpoints(model, target, test)
         else:
             result |= measure(lambda inputs: torch.stack([model(inputs) for _ in range(MEMBERS)]), test)

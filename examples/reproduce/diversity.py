@@ -14,11 +14,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from data import Images, digits, load
+from scores import measure
 from targets import TARGETS
 from training import Classifier
 
 from lightning_hypernet import HypernetCallback
-from lightning_hypernet.metrics import mean_symmetry_distance, population_metrics
+from lightning_hypernet.metrics import mean_symmetry_distance
 
 WEIGHTS = {
     "entropy": (1e-4, 1e-3, 1e-2),
@@ -73,12 +74,7 @@ def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, s
     trainer.fit(module, train.loader(batch, shuffle=True))
     seconds = time.perf_counter() - start
     hypernet = callback.hypernet.eval()
-    metrics = population_metrics(10)
-    with torch.no_grad():
-        ensemble = hypernet.ensemble(10)
-        for inputs, labels in test.loader(500, shuffle=False):
-            metrics.update(ensemble.members(inputs), labels)
-    values = {name: round(float(value), 5) for name, value in metrics.compute().items()}
+    values = measure(hypernet.ensemble(10).members, test)
     distance = round(float(mean_symmetry_distance(hypernet, hypernet.sample(10))), 4)
     return {
         **setting,

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,26 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from data import Images, load
+from scores import BATCH, measure
 from targets import lenet, mnist
 from torch import Tensor
 
-from lightning_hypernet import Ensemble, Hypernet
+from lightning_hypernet import Hypernet
 from lightning_hypernet.analysis import accuracies, adversarial, averaging, filter_images, ood, paths, scatter
 from lightning_hypernet.metrics import (
     EnsembleAccuracy,
     MemberAccuracy,
     mean_symmetry_distance,
-    population_metrics,
     weight_cosine,
 )
 
 EPSILONS = (0.05, 0.1, 0.15, 0.2)
-BATCH = 500
 
 
 def some(images: Images, count: int) -> Images:
     """So many images of a set, evenly spread over it."""
     step = max(1, len(images) // count)
     return Images(images.images[::step], images.labels[::step], images.mean.flatten(), images.std.flatten())
-
-
-def scores(ensemble: Ensemble, images: Images) -> dict[str, float]:
-    """Every metric of the members' predictions."""
-    metrics = population_metrics(10)
-    with torch.no_grad():
-        for inputs, labels in images.loader(BATCH, shuffle=False):
-            metrics.update(ensemble.members(inputs), labels)
-    return {name: round(float(value), 5) for name, value in metrics.compute().items()}
 
 
 def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: int) -> tuple[dict[str, Any], Tensor]:
@@ -87,12 +78,8 @@ def noise(hypernet: Hypernet, component: int | None, images: Images) -> dict[str
     noisy = replace(repeated, weights=weights)
     halfway = replace(noisy[:5], weights={name: (value[:5] + value[5:]) / 2 for name, value in weights.items()})
     found = {"spread": round(float(torch.cat([value.flatten() for value in spread.values()]).square().mean().sqrt()), 5)}
-    metrics = population_metrics(10)
-    with torch.no_grad():
-        for inputs, labels in images.loader(BATCH, shuffle=False):
-            metrics.update(hypernet.run(noisy, inputs), labels)
-    scores = metrics.compute()
-    found |= {name: round(100 * float(scores[name]), 2) for name in ("member_accuracy", "majority_accuracy", "disagreement")}
+    scores = measure(partial(hypernet.run, noisy), images)
+    found |= {name: round(100 * scores[name], 2) for name in ("member_accuracy", "majority_accuracy", "disagreement")}
     middle = accuracies(hypernet, halfway, images.loader(BATCH, shuffle=False))
     return found | {"paths_midpoint": round(100 * float(middle.mean()), 2)}
 
@@ -169,7 +156,7 @@ def main() -> None:
     target, example = (mnist() if small else lenet()), images[0][0][None]
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example)
     result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
-    result["ten_members"] = scores(hypernet.ensemble(10), images)
+    result["ten_members"] = measure(hypernet.ensemble(10).members, images)
     population = hypernet.sample(10)
     result["weights"] = {
         "symmetry_distance": round(float(mean_symmetry_distance(hypernet, population)), 4),

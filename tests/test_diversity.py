@@ -171,6 +171,20 @@ def test_weight_losses_are_low_for_diverse_populations(name):
     assert far < loss(population)
 
 
+def test_variance_is_that_within_components():
+    _, population = trained_population(torch.float64, components=2)
+    vectors = population.gauged
+    within = torch.cat([own - own.mean(0) for own in (vectors[population.components == k] for k in range(2))])
+    expected = -0.5 * (within.square().mean(0) + 1e-8).log().mean()
+    assert torch.allclose(Variance()(population), expected)
+
+
+def test_variance_needs_two_networks_of_a_component():
+    _, population = trained_population(components=6)
+    with pytest.raises(ValueError, match="each of the 6 networks drawn is of another component"):
+        Variance()(population)
+
+
 def test_output_entropy_reads_shared_examples():
     hypernet, population = trained_population()
     outputs = hypernet.run(population, population.batch.leaves[0])

@@ -27,7 +27,7 @@ KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128
 MEMBERS = 10
 PAIRS = 6
-AUGMENTED: dict[str, dict[str, Any]] = {"mnist": {"shift": 2}, "cifar10": {"shift": 4, "mirror": True}}
+AUGMENTED: dict[str, dict[str, Any]] = {"mnist": {"shift": 2}, "cifar10": {"shift": 2, "mirror": True}}
 
 
 class Variational(Classifier):

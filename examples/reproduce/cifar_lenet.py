@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(options.seed)
-    train, _ = load("cifar10", options.data_dir, shift=4, mirror=True)
+    train, _ = load("cifar10", options.data_dir, shift=2, mirror=True)
     folder = options.out / f"cifar_lenet_{options.what}_{options.seed}"
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")

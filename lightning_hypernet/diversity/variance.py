@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
 
 
 class Variance(DiversityLoss):
-    """Minus the mean log standard deviation of the gauge-fixed weights over the population, in nats a coordinate."""
+    """Minus the mean log standard deviation of the gauge-fixed weights within a component, in nats a coordinate.
+
+    Components differ from one another whatever a loss does, so the variance between them would hide that one of them has
+    shrunk to a single network. Hence a population must hold two networks of some component: ``samples`` > ``components``.
+    """
 
     default_weight = 1e-2
 
     def forward(self, population: Population) -> Tensor:
-        """Map a population to minus the mean log standard deviation of its coordinates."""
+        """Map a population to minus the mean log standard deviation of its coordinates.
+
+        Raises:
+            ValueError: If every network is of another component.
+        """
+        if len(population) < 2 or len(population.components.unique()) == len(population):
+            raise ValueError(
+                f"each of the {len(population)} networks drawn is of another component, so none can vary; set samples to twice "
+                "the components or more"
+            )
         vectors = population.gauged.to(torch.promote_types(population.gauged.dtype, torch.float32))
-        return -0.5 * (vectors.var(0, correction=0) + 1e-8).log().mean()
+        member_of = F.one_hot(population.components, population.n_components).to(vectors)
+        means = (member_of.T @ vectors) / member_of.sum(0).clamp(min=1)[:, None]
+        variance = (vectors - means[population.components]).square().mean(0)
+        return -0.5 * (variance + 1e-8).log().mean()

@@ -1,25 +1,16 @@
 """CIFAR-10, LeNet with 62,006 weights: the paper's Table 1."""
 
-import argparse
-from pathlib import Path
-
 import pytorch_lightning as pl
 import torch
 from data import load
 from targets import lenet
-from training import Classifier, fit
+from training import Classifier, arguments, fit
 
 from lightning_hypernet import GeneratorConfig, HypernetCallback
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("paper", "ours"))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(options.seed)
     train, _ = load("cifar10", options.data_dir, shift=2, mirror=True)

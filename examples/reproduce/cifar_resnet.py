@@ -1,14 +1,11 @@
 """CIFAR-10, ResNet-32 with 466,906 weights, norm layers generated too: the paper's largest target."""
 
-import argparse
-from pathlib import Path
-
 import pytorch_lightning as pl
 import torch
 from data import load
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Classifier, fit
+from training import Classifier, arguments, fit
 
 from lightning_hypernet import GeneratorConfig, HypernetCallback
 
@@ -43,25 +40,21 @@ def resnet32() -> nn.Sequential:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("paper", "ours"))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=80_000)
+    parser = arguments(__doc__)
     parser.add_argument("--networks", type=int, default=10)
     parser.add_argument("--images", type=int, default=256, help="of each network")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     pl.seed_everything(options.seed)
+    steps = options.steps or 80_000
     train, _ = load("cifar10", options.data_dir, shift=4, mirror=True)
     if options.what == "paper":  # 100 latent numbers, generators 800 wide with skips; what the paper does not tell is ours
-        module = Classifier(resnet32(), "adam", 1e-4, options.steps, "constant")
+        module = Classifier(resnet32(), "adam", 1e-4, steps, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_resnet32"), "diversity": {"entropy": 1e-3}}
     else:  # SGD as for one network: the loss is the mean over all, hence the larger learning rate and the smaller decay
         count = options.networks
-        module = Classifier(resnet32(), "sgd", 0.1 * count, options.steps, weight_decay=5e-4 / count)
+        module = Classifier(resnet32(), "sgd", 0.1 * count, steps, weight_decay=5e-4 / count)
         chosen = {"components": count, "generator": {"gain": 0.05}, "gauge": "none"}
     example = torch.zeros(2, 3, 32, 32)
     callback = HypernetCallback(target="model", samples=options.networks, example_inputs=example, **chosen)

@@ -1,13 +1,10 @@
 """MNIST, a network of 20,018 weights: the paper's hypernetwork to the letter, and ours."""
 
-import argparse
-from pathlib import Path
-
 import pytorch_lightning as pl
 import torch
 from data import load
 from targets import mnist
-from training import Classifier, fit
+from training import Classifier, arguments, fit
 
 from lightning_hypernet import GeneratorConfig, HypernetCallback
 
@@ -40,13 +37,7 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("paper", "ours"))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     module, callback = build(options.what, options.seed, options.steps)
     paper = options.what == "paper"

@@ -1,5 +1,6 @@
 """The LightningModule of the reproductions, and training that can be stopped and gone on with."""
 
+import argparse
 import datetime
 import json
 import time
@@ -13,6 +14,17 @@ from data import Images
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every script of the paper's targets is asked for."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("what", choices=("paper", "ours"))
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    return parser
 
 
 class Classifier(pl.LightningModule):
@@ -74,7 +86,7 @@ class Journal(pl.Callback):
         every: Steps between two lines.
     """
 
-    def __init__(self, path: Path, batch_size: int, every: int = 200) -> None:
+    def __init__(self, path: Path, batch_size: int, every: int) -> None:
         self.path, self.batch_size, self.every = path, batch_size, every
         self.seconds = 0.0
 
@@ -116,7 +128,7 @@ def fit(module: Classifier, data: Images, batch_size: int, folder: Path, callbac
         The journal.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / "journal.jsonl", batch_size)
+    journal = Journal(folder / "journal.jsonl", batch_size, every=max(1, module.steps // 100))
     keep = ModelCheckpoint(
         folder,
         "at",

@@ -54,7 +54,7 @@ def main() -> None:
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_resnet32"), "diversity": {"entropy": 1e-3}}
     else:  # SGD as for one network: the loss is the mean over all, hence the larger learning rate and the smaller decay
         count = options.networks
-        module = Classifier(resnet32(), "sgd", 0.1 * count, steps, weight_decay=5e-4 / count)
+        module = Classifier(resnet32(), "sgd", 0.1 / 128 * options.images * count, steps, weight_decay=5e-4 / count)
         chosen = {"components": count, "generator": {"gain": 0.05}, "gauge": "none"}
     example = torch.zeros(2, 3, 32, 32)
     callback = HypernetCallback(target="model", samples=options.networks, example_inputs=example, **chosen)

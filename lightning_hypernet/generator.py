@@ -246,6 +246,18 @@ class MatrixExtractor(Extractor):
 _EXTRACTORS: dict[str, type[Extractor]] = {"mlp": MLPExtractor, "matrix": MatrixExtractor}
 
 
+def _rows_of(parameter: Tensor, components: Tensor) -> Tensor:
+    """What the components have of their own, ``(S, ...)`` from ``(components, ...)``.
+
+    In a loss that is the mean over S networks a component's share shrinks with the number of components. Its gradient is
+    multiplied by that number again, so that the learning rate and the weight decay of one network fit every component.
+    """
+    rows = parameter[components]
+    if len(parameter) > 1 and rows.requires_grad:
+        rows.register_hook(lambda gradient: len(parameter) * gradient)
+    return rows
+
+
 class WeightGenerator(nn.Module):
     r"""A network code -> filter, shared by all filters of a bank.
 
@@ -304,7 +316,7 @@ class WeightGenerator(nn.Module):
         filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], center)
         if self.offset is None:
             return filters
-        offset = self.offset[components]
+        offset = _rows_of(self.offset, components)
         return filters + (self.scale * offset if self.relative else offset)
 
 
@@ -387,7 +399,7 @@ class Generator(nn.Module):
         codes: list[Tensor] = self.extractor(latents)
         if self.mean_codes is None:
             return codes
-        means = self.mean_codes[components].split([bank.filters for bank in self.banks], dim=1)
+        means = _rows_of(self.mean_codes, components).split([bank.filters for bank in self.banks], dim=1)
         return [mean + self.spread * code for mean, code in zip(means, codes, strict=True)]
 
     def forward(self, latents: Tensor, components: Tensor) -> dict[str, Tensor]:

@@ -59,7 +59,8 @@ class Hypernet(nn.Module):
             without, the order of the modules.
         latent_dim: Numbers in z.
         prior: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
-        components: Mean codes per filter; more than 1 makes the prior a mixture of that many families of networks.
+        components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
+            networks. What each has of its own gets its gradient times this number, so that the target's learning rate fits.
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         generator: What the generator is made of, as a `GeneratorConfig` or the mapping of its fields.

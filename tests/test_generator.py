@@ -101,11 +101,34 @@ def test_mean_weights_learn_as_the_targets_own_parameters_would():
         correlations = torch.corrcoef(torch.cat([own[name].detach()[None], value.detach()]).flatten(1))[0, 1:]
         assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
     upstream = {name: torch.randn_like(value) for name, value in weights.items()}
-    loss = sum((weights[name] * value).sum() for name, value in upstream.items())
+    mean_loss = sum((weights[name] * value).sum() for name, value in upstream.items()) / 3
     offsets = [weight_generator.offset for weight_generator in generator.weight_generators]
-    gradients = torch.autograd.grad(loss, offsets)
+    gradients = torch.autograd.grad(mean_loss, offsets)
     for gradient, expected in zip(gradients, hypernet.banks.flatten(upstream), strict=True):
         torch.testing.assert_close(gradient[components], expected)
+
+
+def test_components_learn_at_the_rate_and_decay_of_one_network():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(8, 3, 32, 32).double(), torch.arange(8) % 10
+    hypernet = Hypernet(lenet().double(), components=4, samples=4).train()
+    with hypernet.step():
+        loss = nn.functional.cross_entropy(hypernet(inputs), targets)
+        population = hypernet.population
+    networks = [{name: value.detach()[i].clone() for name, value in population.weights.items()} for i in range(4)]
+    offsets = [weight_generator.offset for weight_generator in hypernet.generator.weight_generators]
+    before = [offset.detach().clone() for offset in offsets]
+    optimizer = torch.optim.SGD(offsets, 0.05, weight_decay=5e-4)
+    loss.backward()
+    optimizer.step()
+    for index, weights in enumerate(networks):
+        plain = lenet().double()
+        plain.load_state_dict(weights)
+        nn.functional.cross_entropy(plain(inputs[2 * index :][:2]), targets[2 * index :][:2]).backward()
+        gradients = hypernet.banks.flatten({name: parameter.grad[None] for name, parameter in plain.named_parameters()})
+        component = population.components[index]
+        for offset, old, gradient in zip(offsets, before, gradients, strict=True):
+            torch.testing.assert_close(offset[component], old[component] - 0.05 * (gradient[0] + 5e-4 * old[component]))
 
 
 def test_a_bank_of_one_filter_starts_around_the_targets_weights():

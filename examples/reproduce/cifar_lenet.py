@@ -18,8 +18,8 @@ def main() -> None:
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_lenet"), "diversity": {"entropy": 1e-3}}
-    else:  # SGD as for one LeNet: the loss is the mean over ten, hence ten times the learning rate and a tenth of the decay
-        module = Classifier(lenet(), "sgd", 0.5, options.steps or 24_000, weight_decay=5e-5)
+    else:  # SGD as for one LeNet
+        module = Classifier(lenet(), "sgd", 0.05, options.steps or 24_000, weight_decay=5e-4)
         chosen = {"components": 10, "generator": {"gain": 0.05}, "gauge": "none"}
     fit(module, train, 1280, folder, [HypernetCallback(target="model", samples=10, **chosen)])
 

@@ -52,10 +52,9 @@ def main() -> None:
     if options.what == "paper":  # 100 latent numbers, generators 800 wide with skips; what the paper does not tell is ours
         module = Classifier(resnet32(), "adam", 1e-4, steps, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_resnet32"), "diversity": {"entropy": 1e-3}}
-    else:  # SGD as for one network: the loss is the mean over all, hence the larger learning rate and the smaller decay
-        count = options.networks
-        module = Classifier(resnet32(), "sgd", 0.1 / 128 * options.images * count, steps, weight_decay=5e-4 / count)
-        chosen = {"components": count, "generator": {"gain": 0.05}, "gauge": "none"}
+    else:  # SGD as for one ResNet
+        module = Classifier(resnet32(), "sgd", 0.1 / 128 * options.images, steps, weight_decay=5e-4)
+        chosen = {"components": options.networks, "generator": {"gain": 0.05}, "gauge": "none"}
     example = torch.zeros(2, 3, 32, 32)
     callback = HypernetCallback(target="model", samples=options.networks, example_inputs=example, **chosen)
     folder = options.out / f"cifar_resnet_{options.what}_{options.seed}"

@@ -36,7 +36,7 @@ class Distillation(pl.LightningModule):
         super().__init__()
         if not 0 <= alpha <= 1 or temperature <= 0:
             raise ValueError(f"alpha must lie in 0 to 1 and temperature above 0, not {alpha} and {temperature}")
-        self.student = student
+        self.student = student.train()  # an average comes in evaluation mode, and Lightning leaves modes as they are
         self.lr, self.temperature, self.alpha = lr, temperature, alpha
         self._teacher = [ensemble]  # a list, so that neither checkpoints nor optimizers hold it
 

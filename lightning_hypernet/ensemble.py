@@ -106,7 +106,7 @@ class Ensemble(nn.Module):
         return self.executor.materialize_all(self.weights.tensors(), self.statistics.tensors())
 
     def average(self, loader: Iterable[Any] | None = None, batches: int | None = None) -> nn.Module:
-        """Average the weights of all members into one network, and estimate its norm statistics.
+        """Average the weights of all members, as they are, into one network, and estimate its norm statistics.
 
         References:
             | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)

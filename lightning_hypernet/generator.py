@@ -246,15 +246,11 @@ class MatrixExtractor(Extractor):
 _EXTRACTORS: dict[str, type[Extractor]] = {"mlp": MLPExtractor, "matrix": MatrixExtractor}
 
 
-def _rows_of(parameter: Tensor, components: Tensor) -> Tensor:
-    """What the components have of their own, ``(S, ...)`` from ``(components, ...)``.
-
-    In a loss that is the mean over S networks a component's share shrinks with the number of components. Its gradient is
-    multiplied by that number again, so that the learning rate and the weight decay of one network fit every component.
-    """
+def _rows_of(parameter: Tensor, components: Tensor, own_gradient: float) -> Tensor:
+    """What the components have of their own, ``(S, ...)`` from ``(components, ...)``, with its gradient multiplied."""
     rows = parameter[components]
-    if len(parameter) > 1 and rows.requires_grad:
-        rows.register_hook(lambda gradient: len(parameter) * gradient)
+    if own_gradient != 1 and rows.requires_grad:
+        rows.register_hook(lambda gradient: own_gradient * gradient)
     return rows
 
 
@@ -301,12 +297,13 @@ class WeightGenerator(nn.Module):
                 offset *= math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the rest of the variance
             self.offset = nn.Parameter(offset if self.relative else self.scale * offset)
 
-    def forward(self, codes: Tensor, components: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, components: Tensor, own_gradient: float = 1.0) -> Tensor:
         """Generate filters.
 
         Args:
             codes: ``(S, filters, code_size)``.
             components: ``(S,)``, which offset each sample takes.
+            own_gradient: What the gradient of the offsets is multiplied by.
 
         Returns:
             ``(S, filters, filter_size)``.
@@ -316,7 +313,7 @@ class WeightGenerator(nn.Module):
         filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], center)
         if self.offset is None:
             return filters
-        offset = _rows_of(self.offset, components)
+        offset = _rows_of(self.offset, components, own_gradient)
         return filters + (self.scale * offset if self.relative else offset)
 
 
@@ -394,25 +391,30 @@ class Generator(nn.Module):
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
-    def codes(self, latents: Tensor, components: Tensor) -> list[Tensor]:
+    def codes(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> list[Tensor]:
         """Map latents ``(S, latent_dim)`` and components ``(S,)`` to codes, one ``(S, filters, code_size)`` for every bank."""
         codes: list[Tensor] = self.extractor(latents)
         if self.mean_codes is None:
             return codes
-        means = _rows_of(self.mean_codes, components).split([bank.filters for bank in self.banks], dim=1)
+        means = _rows_of(self.mean_codes, components, own_gradient).split([bank.filters for bank in self.banks], dim=1)
         return [mean + self.spread * code for mean, code in zip(means, codes, strict=True)]
 
-    def forward(self, latents: Tensor, components: Tensor) -> dict[str, Tensor]:
+    def forward(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> dict[str, Tensor]:
         """Generate the weights of S networks.
 
         Args:
             latents: ``(S, latent_dim)``.
             components: ``(S,)``, integers.
+            own_gradient: What the gradient of mean codes and offsets is multiplied by. In a loss that is the mean over S
+                networks the share of a component shrinks with the number of components; multiplied by that number, the
+                learning rate and the weight decay of one network fit every component.
 
         Returns:
             ``{name: (S, *shape)}`` for every generated parameter, in the generator's dtype also under autocast.
         """
-        codes = self.codes(latents, components)
-        filters = [generate(code, components) for generate, code in zip(self.weight_generators, codes, strict=True)]
+        codes = self.codes(latents, components, own_gradient)
+        filters = [
+            generate(code, components, own_gradient) for generate, code in zip(self.weight_generators, codes, strict=True)
+        ]
         dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in self.banks.assemble(filters).items()}

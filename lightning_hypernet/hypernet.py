@@ -60,7 +60,8 @@ class Hypernet(nn.Module):
         latent_dim: Numbers in z.
         prior: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
-            networks. What each has of its own gets its gradient times this number, so that the target's learning rate fits.
+            networks. In training what each has of its own gets its gradient times this number, so that the target's learning
+            rate fits.
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         generator: What the generator is made of, as a `GeneratorConfig` or the mapping of its fields.
@@ -236,11 +237,11 @@ class Hypernet(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
-    def _population(self, latents: Tensor, components: Tensor) -> Population:
+    def _population(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> Population:
         return Population(
             latents,
             components,
-            self.generator(latents, components),
+            self.generator(latents, components, own_gradient),
             self.banks,
             self.gauge,
             n_components=self.components,
@@ -413,6 +414,7 @@ class Hypernet(nn.Module):
             if method == "forward":
                 population.batch = population.batch or arguments
                 if self.executor.statistics:
+                    self._stale = True
                     self._remember(arguments)
         else:
             population = self.member_population()
@@ -429,8 +431,7 @@ class Hypernet(nn.Module):
         return arguments.join(outputs, again)
 
     def _remember(self, arguments: Arguments) -> None:
-        """Keep the last training inputs, as many as norm statistics need."""
-        self._stale = True
+        """Keep the last inputs, as many as norm statistics need."""
         self._recent.append(arguments.head(arguments.batch))
         while sum(one.batch for one in self._recent) - self._recent[0].batch >= _CALIBRATION_EXAMPLES:
             self._recent.popleft()
@@ -446,7 +447,7 @@ class Hypernet(nn.Module):
 
     def _training_population(self) -> Population:
         if not self._in_step or self.population is None:
-            self.population = self._population(*self._draw(self.samples))
+            self.population = self._population(*self._draw(self.samples), own_gradient=self.components)
         return self.population
 
     @contextmanager
@@ -484,9 +485,11 @@ class Hypernet(nn.Module):
     def calibrate(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
 
+        Networks that are sampled later get theirs from the last 2,048 or so of these inputs.
+
         Args:
             batches: Inputs of the target, or tuples that begin with them, such as a loader of training data gives; None:
-                the last inputs seen in training.
+                the last inputs seen.
             population: The networks; None: the members of the evaluation ensemble.
 
         Raises:
@@ -496,8 +499,7 @@ class Hypernet(nn.Module):
             return
         with torch.no_grad():
             chosen = population or self.generate(self.member_latents, self.member_components)
-            source = list(self._recent) if batches is None else batches
-            statistics = self.executor.norm_statistics(chosen.weights, inputs_of(source, self.member_latents.device))
+            statistics = self.executor.norm_statistics(chosen.weights, self._calibration_inputs(batches))
             if population is not None:
                 population.buffers = statistics
                 return
@@ -508,6 +510,14 @@ class Hypernet(nn.Module):
             self.member_statistics.update(statistics)
             self.calibrated.fill_(True)
         self._members, self._stale = None, False
+
+    def _calibration_inputs(self, batches: Iterable[Any] | None) -> Iterator[Arguments]:
+        if batches is None:
+            yield from list(self._recent)
+            return
+        for arguments in inputs_of(batches, self.member_latents.device):
+            self._remember(arguments)
+            yield arguments
 
     def _ensure_statistics(self, population: Population) -> None:
         if not self.executor.statistics or population.buffers:
@@ -520,7 +530,7 @@ class Hypernet(nn.Module):
     def _warn_uncalibrated(self) -> None:
         warnings.warn(
             f"the norm statistics of these networks of {type(self.target).__name__} were never estimated; call "
-            "hypernet.calibrate(loader), with population=... for sampled ones",
+            "hypernet.calibrate(loader) with training data",
             stacklevel=4,
         )
 

@@ -170,7 +170,8 @@ def test_distillation_teaches_the_ensemble(trained):
     ensemble = hypernet.ensemble(5)
     ensemble.calibrate(loader)
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
-    module = Distillation(ensemble, small(), lr=1e-2)
+    module = Distillation(ensemble, small().eval(), lr=1e-2)
+    assert module.student.training
     assert not any("weights" in name for name in module.state_dict())
     trainer = pl.Trainer(
         max_epochs=30, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -101,9 +101,9 @@ def test_mean_weights_learn_as_the_targets_own_parameters_would():
         correlations = torch.corrcoef(torch.cat([own[name].detach()[None], value.detach()]).flatten(1))[0, 1:]
         assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
     upstream = {name: torch.randn_like(value) for name, value in weights.items()}
-    mean_loss = sum((weights[name] * value).sum() for name, value in upstream.items()) / 3
+    loss = sum((weights[name] * value).sum() for name, value in upstream.items())
     offsets = [weight_generator.offset for weight_generator in generator.weight_generators]
-    gradients = torch.autograd.grad(mean_loss, offsets)
+    gradients = torch.autograd.grad(loss, offsets)
     for gradient, expected in zip(gradients, hypernet.banks.flatten(upstream), strict=True):
         torch.testing.assert_close(gradient[components], expected)
 
@@ -129,6 +129,20 @@ def test_components_learn_at_the_rate_and_decay_of_one_network():
         component = population.components[index]
         for offset, old, gradient in zip(offsets, before, gradients, strict=True):
             torch.testing.assert_close(offset[component], old[component] - 0.05 * (gradient[0] + 5e-4 * old[component]))
+
+
+def test_gradients_outside_of_training_are_those_of_the_function():
+    torch.manual_seed(0)
+    hypernet = Hypernet(lenet().double(), components=3)
+    offset = hypernet.generator.weight_generators[0].offset
+    latents = torch.randn(1, 64).double()
+    (gradient,) = torch.autograd.grad(hypernet.generate(latents, 2).vectors.square().sum(), offset)
+    with torch.no_grad():
+        values = []
+        for change in (1e-5, -2e-5):
+            offset[2, 0, 0] += change
+            values.append(hypernet.generate(latents, 2).vectors.square().sum())
+    assert gradient[2, 0, 0].item() == pytest.approx((values[0] - values[1]).item() / 2e-5, rel=1e-6)
 
 
 def test_a_bank_of_one_filter_starts_around_the_targets_weights():

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -170,6 +171,11 @@ def test_norm_statistics_of_members_and_samples():
         assert torch.allclose(fresh[1].running_mean, module[1].running_mean, atol=1e-5)
         assert torch.allclose(fresh[1].running_var, module[1].running_var, atol=1e-5)
     assert torch.equal(hypernet.target[1].running_mean, torch.zeros(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampled = hypernet.sample(2)
+        hypernet.run(sampled, loader[0][0])
+    assert sampled.buffers["1.running_mean"].abs().min() > 0
     other = Hypernet(convnet(), members=3)
     other.load_state_dict(hypernet.state_dict())
     assert torch.allclose(other.eval()(loader[0][0]), hypernet.eval()(loader[0][0]))

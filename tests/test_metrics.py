@@ -85,12 +85,13 @@ EXPECTED = {
 
 @pytest.mark.parametrize("metric", EXPECTED, ids=lambda metric: metric.__name__)
 def test_against_a_hand_computed_example(metric):
-    whole, parts = metric(), metric()
+    whole, parts, called = metric(), metric(), metric()
     whole.update(PREDICTIONS, LABELS)
-    parts.update(PREDICTIONS[:, :3], LABELS[:3])
-    parts.update(PREDICTIONS[:, 3:], LABELS[3:])
-    assert whole.compute().item() == pytest.approx(EXPECTED[metric], rel=1e-5)
-    assert parts.compute().item() == pytest.approx(EXPECTED[metric], rel=1e-5)
+    for part in (slice(3), slice(3, None)):
+        parts.update(PREDICTIONS[:, part], LABELS[part])
+        called(PREDICTIONS[:, part], LABELS[part])
+    for one in (whole, parts, called):
+        assert one.compute().item() == pytest.approx(EXPECTED[metric], rel=1e-5)
     figure, _ = whole.plot()
     assert figure.axes
     mpl.pyplot.close(figure)
@@ -107,7 +108,8 @@ def test_the_others():
     assert axes.get_xlabel() == "accuracy, %"
     mpl.pyplot.close(figure)
     ece = EnsembleCalibrationError(3, bins=3)  # confidences .5 and .37 in one bin, .7 and .83 in another; half are right
-    ece.update(PREDICTIONS, LABELS)
+    ece(PREDICTIONS[:, :2], LABELS[:2])
+    ece(PREDICTIONS[:, 2:], LABELS[2:])
     gaps = abs((0.5 + 1.1 / 3) / 2 - 0.5), abs((0.7 + 2.5 / 3) / 2 - 0.5)
     assert ece.compute().item() == pytest.approx(sum(gaps) / 2, rel=1e-4)
     ece.reset()

@@ -44,6 +44,8 @@ def averaging(
 ) -> Averaging:
     """Accuracy of the average of the first members, and of their ensemble, for growing numbers of them.
 
+    The weights are averaged as they are generated, not gauge-fixed as on paths.
+
     References:
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
         | https://arxiv.org/abs/1905.02898, section 4.4

@@ -47,9 +47,13 @@ def ood(members: Callable[[Tensor], Tensor], inside: Iterable[Any], outside: Ite
 
     The scores are the entropy of the mean probability and the mutual information of label and member.
 
+    References:
+        | Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles (Lakshminarayanan et al., 2017)
+        | https://arxiv.org/abs/1612.01474
+
     Args:
         members: Inputs to logits ``(members, batch, classes)``, such as `Ensemble.members`.
-        inside: Batches of inputs like those of training, or tuples that begin with them.
+        inside: Batches of inputs like those of training, or tuples that begin with them, on the device of the members.
         outside: Batches of others.
 
     Returns:

@@ -48,7 +48,7 @@ class EnsembleBrier(MeanScore):
         return (probabilities.mean(0) - F.one_hot(labels, probabilities.shape[-1])).square().sum(-1)
 
 
-class EnsembleCalibrationError(PopulationMetric):
+class EnsembleCalibrationError(PopulationMetric, MulticlassCalibrationError):
     """Expected calibration error of the mean probability, as torchmetrics computes it.
 
     Args:
@@ -61,22 +61,11 @@ class EnsembleCalibrationError(PopulationMetric):
     plot_upper_bound = 1.0
 
     def __init__(self, classes: int, bins: int = 15, **options: Any) -> None:
-        super().__init__(**options)
-        self.error = MulticlassCalibrationError(classes, n_bins=bins, norm="l1")
+        super().__init__(classes, n_bins=bins, norm="l1", **options)
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
-        self.error.update(probabilities.mean(0), labels)
-
-    def compute(self) -> Tensor:
-        """The error, a scalar."""
-        error: Tensor = self.error.compute()
-        return error
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        super().reset()
-        self.error.reset()
+        MulticlassCalibrationError.update(self, probabilities.mean(0), labels)
 
 
 def _of_labels(probabilities: Tensor, labels: Tensor) -> Tensor:

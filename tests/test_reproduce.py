@@ -60,6 +60,15 @@ def test_resnet32(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_folder_of_another_training_is_refused(tmp_path):
+    options = ("sgd", "digits", "--out", tmp_path, "--results", tmp_path, "--networks", 2, "--steps")
+    run("baselines.py", *options, 2)
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run("baselines.py", *options, 3)
+    assert "at.ckpt was trained with {" in error.value.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "constant", "dropout", "gaussian", "mnf"])
 def test_baselines(tmp_path, kind):
     folders = ("--out", tmp_path, "--results", tmp_path)

@@ -134,11 +134,12 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     data, seed, steps = options.data, options.seed, options.steps
     train, test = digits() if data == "digits" else load(data, options.data_dir, **AUGMENTED[data])
+    pl.seed_everything(seed, verbose=False)
     target = TARGETS[data]()
     start = time.perf_counter()
     result: dict[str, Any] = {"kind": options.kind, "data": data, "seed": seed, "images": BATCH * steps}
     if options.kind == "sgd":
-        modules = [sgd(data, train, seed + index, steps, options.out) for index in range(options.networks)]
+        modules = [sgd(data, train, seed * options.networks + index, steps, options.out) for index in range(options.networks)]
         result["images"] *= options.networks
         result |= measure(lambda inputs: torch.stack([module(inputs) for module in modules]), test)
     elif options.kind == "constant":
@@ -147,7 +148,6 @@ def main() -> None:
         result["images"] *= 2
         result |= measure(partial(run_all, target, networks), test)
     else:
-        pl.seed_everything(seed, verbose=False)
         if options.kind == "dropout":
             module = Classifier(with_dropout(target, 0.1), "adam", 3e-3, steps)
         else:

@@ -99,12 +99,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"diversity_{options.data}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = [(line["start"], line["components"], line["diversity"], line["seed"]) for line in lines]
+    done = [(line["start"], line["components"], line["diversity"], line["seed"], line["images"]) for line in lines]
     sets = digits() if options.data == "digits" else load("mnist", options.data_dir)
     batch = 128 if options.data == "digits" else 512
     for seed in options.seeds:
         for setting in settings():
-            if (*setting.values(), seed) in done:
+            if (*setting.values(), seed, options.steps * batch) in done:
                 continue
             result = run(setting, seed, options.data, options.steps, batch, sets)
             with path.open("a") as file:

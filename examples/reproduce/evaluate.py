@@ -1,10 +1,11 @@
-"""What the paper shows of a trained hypernetwork, as JSON and pictures, from a checkpoint of `mnist.py` or `cifar_lenet.py`."""
+"""What the paper shows of a trained hypernetwork, as JSON and pictures, from a checkpoint of one of the three targets."""
 
 import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from cifar_resnet import resnet32
 from data import Images, load
 from scores import BATCH, measure
-from targets import lenet, mnist
+from targets import TARGETS
 from torch import Tensor
 
 from lightning_hypernet import Hypernet
@@ -27,6 +29,7 @@ from lightning_hypernet.metrics import (
 )
 
 EPSILONS = (0.05, 0.1, 0.15, 0.2)
+AVERAGES = 8
 
 
 def some(images: Images, count: int) -> Images:
@@ -51,8 +54,7 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
         means.append(float(mean))
         singles.append(single)
     members_own = torch.cat(singles)
-    counts, edges = torch.histogram(100 * members_own, bins=torch.arange(0, 100.15, 0.1))
-    mode = float(edges[counts.argmax()] + 0.05)
+    mode = float((1000 * members_own).round().mode().values) / 10
     return {
         "ensembles": ensembles,
         "members": members,
@@ -63,7 +65,7 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
         "member_mean": round(100 * float(members_own.mean()), 3),
         "member_least": round(100 * float(members_own.min()), 3),
         "member_best": round(100 * float(members_own.max()), 3),
-        "member_mode": round(mode, 2),
+        "member_mode": mode,
     }, members_own
 
 
@@ -90,7 +92,7 @@ def outside(path: Path, like: Images) -> Iterator[Tensor]:
     images = torch.from_numpy(next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3))
     images = images[:, None] if images.ndim == 3 else images
     images = images if images.shape[1] in (1, 3) else images.movedim(-1, 1)
-    for batch in images[:5000].split(BATCH):
+    for batch in images[:: max(1, len(images) // 5000)].split(BATCH):
         yield (batch.float() / 255 - like.mean) / like.std
 
 
@@ -100,7 +102,7 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def analyse(hypernet: Hypernet, images: Images, other: Path, weights: list[str], name: str, folder: Path) -> dict[str, Any]:
+def analyse(hypernet: Hypernet, images: Images, other: Path, training: list[Tensor], name: str, folder: Path) -> dict[str, Any]:
     """Paths, scatter, filters, attacks, detection, averages."""
     few = some(images, 1000)
     found: dict[str, Any] = {}
@@ -115,26 +117,40 @@ def analyse(hypernet: Hypernet, images: Images, other: Path, weights: list[str],
         save(lines.plot()[0], folder / f"{name}_paths_{where}.png")
         found[f"noise_{where}"] = noise(hypernet, component, few)
     save(scatter(hypernet, samples=600, dimensions=4).plot()[0], folder / f"{name}_scatter.png")
-    save(filter_images(hypernet, weights[0]).plot()[0], folder / f"{name}_filters.png")
+    save(filter_images(hypernet, next(iter(hypernet.banks.shapes))).plot()[0], folder / f"{name}_filters.png")
     size = float(1 / images.std.mean())
-    attack = adversarial(hypernet, few.loader(100, shuffle=False), [size * one for one in EPSILONS], ensemble=50)
-    found["adversarial"] = {
-        str(epsilon): {"attacked": round(100 * float(one), 2), "ensemble_of_50": round(100 * float(fifty), 2)}
-        for epsilon, one, fifty in zip(EPSILONS, attack.attacked, attack.transferred, strict=True)
-    }
-    save(attack.plot()[0], folder / f"{name}_adversarial.png")
+    for kind, attacked in (("targeted", 1), ("targeted", 10), ("fgsm", 1), ("pgd", 1)):
+        loader = few.loader(100, shuffle=False)
+        attack = adversarial(hypernet, loader, [size * one for one in EPSILONS], kind, attacked, ensemble=50)
+        attack = replace(attack, sizes=torch.tensor(EPSILONS))
+        found[f"adversarial_{kind}_on_{attacked}"] = {
+            str(epsilon): {"attacked": round(100 * float(one), 2), "ensemble_of_50": round(100 * float(fifty), 2)}
+            for epsilon, one, fifty in zip(EPSILONS, attack.attacked, attack.transferred, strict=True)
+        }
+        if (kind, attacked) == ("targeted", 1):
+            save(attack.plot()[0], folder / f"{name}_adversarial.png")
     if other.exists():
         detection = ood(
             hypernet.ensemble(10).members, (x for x, _ in images.loader(BATCH, shuffle=False)), outside(other, images)
         )
         found["ood"] = {score: {key: round(value, 4) for key, value in one.items()} for score, one in detection.results.items()}
         save(detection.plot()[0], folder / f"{name}_ood.png")
-    curve = averaging(hypernet.ensemble(100, component=0), some(images, 2000).loader(BATCH, shuffle=False))
+    draws = [
+        averaging(hypernet.ensemble(100, component=0), few.loader(BATCH, shuffle=False), training=training)
+        for _ in range(AVERAGES)
+    ]
+    average = 100 * torch.stack([draw.average for draw in draws])
+    ensemble = 100 * torch.stack([draw.ensemble for draw in draws]).mean(0)
     found["averaging_of_one_component"] = {
-        str(count): {"average": round(100 * float(one), 2), "ensemble": round(100 * float(many), 2)}
-        for count, one, many in zip(curve.counts, curve.average, curve.ensemble, strict=True)
+        str(count): {"averages": [round(value, 2) for value in values], "ensemble": round(many, 2)}
+        for count, values, many in zip(draws[0].counts, average.T.tolist(), ensemble.tolist(), strict=True)
     }
-    save(curve.plot()[0], folder / f"{name}_averaging.png")
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(draws[0].counts, average.T, color="tab:blue", alpha=0.5, label=["average of weights", *["_"] * (AVERAGES - 1)])
+    axes.plot(draws[0].counts, ensemble, color="tab:orange", label="ensemble")
+    axes.set(xlabel="networks", ylabel="accuracy, %", xscale="log")
+    axes.legend()
+    save(figure, folder / f"{name}_averaging.png")
     return found
 
 
@@ -151,10 +167,14 @@ def main() -> None:
     pl.seed_everything(0)
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.checkpoint.parent.name
-    small = name.startswith("mnist")
-    _, images = load("mnist" if small else "cifar10", options.data_dir, standardise="paper" not in name)
-    target, example = (mnist() if small else lenet()), images[0][0][None]
+    kind, what, _ = name.rsplit("_", 2)
+    small = kind == "mnist"
+    data = "mnist" if small else "cifar10"
+    train, images = load(data, options.data_dir, standardise=not (small and what == "paper"))
+    target, example = (resnet32 if kind == "cifar_resnet" else TARGETS[data])(), images[0][0][None]
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example)
+    training = [inputs for inputs, _ in islice(train.loader(BATCH, shuffle=True), 4)]
+    hypernet.calibrate(training)
     result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
     result["ten_members"] = measure(hypernet.ensemble(10).members, images)
     population = hypernet.sample(10)
@@ -172,7 +192,7 @@ def main() -> None:
     axes.legend()
     save(figure, options.out / f"{name}_accuracy.png")
     other = options.data_dir / ("emnist_letters_test.npz" if small else "cifar100_ood.npz")
-    result |= analyse(hypernet, images, other, list(hypernet.banks.shapes), name, options.out)
+    result |= analyse(hypernet, images, other, training, name, options.out)
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -49,6 +49,7 @@ class Classifier(pl.LightningModule):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore="model")
         self.model = model
         self.optimizer, self.lr, self.steps, self.schedule, self.weight_decay = optimizer, lr, steps, schedule, weight_decay
 
@@ -126,8 +127,18 @@ def fit(module: Classifier, data: Images, batch_size: int, folder: Path, callbac
 
     Returns:
         The journal.
+
+    Raises:
+        ValueError: If the checkpoint in the folder is of a training with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    last = folder / "at.ckpt"
+    if last.exists():
+        before = torch.load(last, map_location="cpu", weights_only=True).get("hyper_parameters")
+        if before != dict(module.hparams):
+            raise ValueError(
+                f"{last} was trained with {before}, not {dict(module.hparams)}: choose another --out, or remove it"
+            )
     journal = Journal(folder / "journal.jsonl", batch_size, every=max(1, module.steps // 100))
     keep = ModelCheckpoint(
         folder,
@@ -146,7 +157,6 @@ def fit(module: Classifier, data: Images, batch_size: int, folder: Path, callbac
         enable_model_summary=False,
         callbacks=[RichProgressBar(refresh_rate=20), journal, keep, *callbacks],
     )
-    last = folder / "at.ckpt"
     trainer.fit(module, data.loader(batch_size, shuffle=True), ckpt_path=str(last) if last.exists() else None)
     trainer.save_checkpoint(last)
     return journal

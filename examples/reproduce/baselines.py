@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from bayesian import MNF, MeanField, Posterior
-from data import Images, digits, load
+from data import AUGMENTED, Images, digits, load
 from scores import measure
 from targets import TARGETS
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128
 MEMBERS = 10
 PAIRS = 6
-AUGMENTED: dict[str, dict[str, Any]] = {"mnist": {"shift": 2}, "cifar10": {"shift": 2, "mirror": True}}
 
 
 class Variational(Classifier):

@@ -2,7 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
-from data import load
+from data import AUGMENTED, load
 from targets import lenet
 from training import Classifier, arguments, fit
 
@@ -13,7 +13,7 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(options.seed)
-    train, _ = load("cifar10", options.data_dir, shift=2, mirror=True)
+    train, _ = load("cifar10", options.data_dir, **AUGMENTED["cifar10"])
     folder = options.out / f"cifar_lenet_{options.what}_{options.seed}"
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")

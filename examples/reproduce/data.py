@@ -1,6 +1,7 @@
 """The data sets of the reproductions, as tensors, and batches of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+
+AUGMENTED: dict[str, dict[str, Any]] = {"mnist": {"shift": 2}, "cifar10": {"shift": 2, "mirror": True}}
+"""How the training images of the two small targets are changed, but for the paper's MNIST, which takes them as they are."""
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -83,6 +87,13 @@ def load(name: str, folder: Path, shift: int = 0, mirror: bool = False, standard
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
     train = Images(images["x_train"], tensors["y_train"].long(), mean, std, shift, mirror)
     return train, Images(images["x_test"], tensors["y_test"].long(), mean, std)
+
+
+def outside(path: Path, like: Images) -> Images:
+    """The images of another data set, standardised like those; labels that say nothing."""
+    arrays = np.load(path)
+    images = _channels_first(torch.from_numpy(next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3)))
+    return Images(images, torch.zeros(len(images), dtype=torch.long), like.mean.flatten(), like.std.flatten())
 
 
 def digits() -> tuple[Images, Images]:

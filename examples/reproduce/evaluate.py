@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,7 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from cifar_resnet import resnet32
-from data import Images, load
+from data import Images, load, outside
 from scores import BATCH, measure
 from targets import TARGETS
 from torch import Tensor
@@ -86,16 +85,6 @@ def noise(hypernet: Hypernet, component: int | None, images: Images) -> dict[str
     return found | {"paths_midpoint": round(100 * float(middle.mean()), 2)}
 
 
-def outside(path: Path, like: Images) -> Iterator[Tensor]:
-    """Images of another data set, standardised like those."""
-    arrays = np.load(path)
-    images = torch.from_numpy(next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3))
-    images = images[:, None] if images.ndim == 3 else images
-    images = images if images.shape[1] in (1, 3) else images.movedim(-1, 1)
-    for batch in images[:: max(1, len(images) // 5000)].split(BATCH):
-        yield (batch.float() / 255 - like.mean) / like.std
-
-
 def save(figure: Any, path: Path) -> None:
     """Write a picture."""
     figure.savefig(path, dpi=80)
@@ -130,9 +119,8 @@ def analyse(hypernet: Hypernet, images: Images, other: Path, training: list[Tens
         if (kind, attacked) == ("targeted", 1):
             save(attack.plot()[0], folder / f"{name}_adversarial.png")
     if other.exists():
-        detection = ood(
-            hypernet.ensemble(10).members, (x for x, _ in images.loader(BATCH, shuffle=False)), outside(other, images)
-        )
+        inside, outer = (one.loader(BATCH, shuffle=False) for one in (images, some(outside(other, images), 5000)))
+        detection = ood(hypernet.ensemble(10).members, inside, outer)
         found["ood"] = {score: {key: round(value, 4) for key, value in one.items()} for score, one in detection.results.items()}
         save(detection.plot()[0], folder / f"{name}_ood.png")
     draws = [

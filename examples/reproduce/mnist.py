@@ -2,7 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
-from data import load
+from data import AUGMENTED, load
 from targets import mnist
 from training import Classifier, arguments, fit
 
@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     module, callback = build(options.what, options.seed, options.steps)
     paper = options.what == "paper"
-    train, _ = load("mnist", options.data_dir, shift=0 if paper else 2, standardise=not paper)
+    train, _ = load("mnist", options.data_dir, **({"standardise": False} if paper else AUGMENTED["mnist"]))
     fit(module, train, NETWORKS * IMAGES, options.out / f"mnist_{options.what}_{options.seed}", [callback])
 
 

@@ -25,7 +25,7 @@ class Variance(DiversityLoss):
         Raises:
             ValueError: If every network is of another component.
         """
-        if len(population) < 2 or len(population.components.unique()) == len(population):
+        if len(population.components.unique()) == len(population):
             raise ValueError(
                 f"each of the {len(population)} networks drawn is of another component, so none can vary; set samples to twice "
                 "the components or more"

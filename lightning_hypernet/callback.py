@@ -132,17 +132,12 @@ class HypernetCallback(_Base):
 
     def _take_over(self, hypernet: Hypernet) -> None:
         """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
-        same = ("latent_dim", "components", "samples", "members", "execution", "reduce")
-        different = [
-            f"{name}={hypernet.options[name]!r}, not {self.hypernet_options[name]!r}"
-            for name in same
-            if name in self.hypernet_options and self.hypernet_options[name] != hypernet.options[name]
-        ]
+        different = hypernet.differences(self.hypernet_options)
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = Plugins(self.plugins).build_diversity(self._diversity)
         present = hypernet.diversity
-        if not isinstance(present, WeightedDiversity) or present.weights != asked.weights:
+        if not isinstance(present, WeightedDiversity) or present.options != asked.options:
             self._set_diversity(hypernet)
         self._hypernet = hypernet
 
@@ -222,7 +217,8 @@ class HypernetCallback(_Base):
                     loss = loss + diversity.total(values)
                     for name, value in values.items():
                         pl_module.log(f"hypernet/{name}", value.detach())
-                if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+                if every and trainer.global_step % every == 0:
                     pl_module.log("hypernet/member_distance", hypernet.population.distance())
                 return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 

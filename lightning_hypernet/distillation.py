@@ -23,11 +23,15 @@ class Distillation(pl.LightningModule):
         | https://arxiv.org/abs/1503.02531
 
     Args:
-        ensemble: The teacher; its members are not trained.
-        student: Inputs to logits ``(batch, classes)``. ``ensemble.average()`` or a plain target are good starts.
+        ensemble: The teacher; its members are not trained. It follows the student to its device.
+        student: Inputs to logits ``(batch, classes)``; put in training mode. ``ensemble.average()`` or a plain target are good
+            starts.
         lr: Learning rate of Adam, which falls to zero along a cosine.
         temperature: T; above 1 the small probabilities count more.
         alpha: Share of the teacher in the loss, 0 to 1.
+
+    Raises:
+        ValueError: If alpha or the temperature is out of range.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import warnings
@@ -59,13 +60,13 @@ class Ensemble(nn.Module):
         return len(self.latents)
 
     def __getitem__(self, index: slice) -> Ensemble:
-        """Some of the members, as an ensemble of the same target."""
+        """Some of the members, as an ensemble with a copy of the target."""
         if not isinstance(index, slice):
             raise TypeError(
                 f"an ensemble is indexed by a slice, not by {type(index).__name__}; materialize() gives single members"
             )
         return Ensemble(
-            self.executor,
+            copy.deepcopy(self.executor),
             {name: value[index] for name, value in self.weights.tensors().items()},
             {name: value[index] for name, value in self.statistics.tensors().items()},
             self.latents[index],

@@ -24,6 +24,7 @@ from lightning_hypernet.filters import Structure, find_filters
 from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
+from lightning_hypernet.modes import evaluating
 from lightning_hypernet.part import attribute_of
 from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
@@ -35,6 +36,7 @@ from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
 
 _CALIBRATION_EXAMPLES = 2048
 _FIRST_LATENTS = 64
+_COMPARED = ("latent_dim", "components", "samples", "members", "prior", "generator", "gauge", "execution", "reduce")
 _T = TypeVar("_T")
 
 
@@ -121,15 +123,9 @@ class Hypernet(nn.Module):
             raise ValueError("; ".join(problems))
         if isinstance(target, Hypernet):
             raise TypeError("the target is a Hypernet already; wrap the module that it was made from")
-        config = GeneratorConfig(**generator) if isinstance(generator, Mapping) else generator or GeneratorConfig()
-        self.options = {
-            **counts,
-            "prior": prior if isinstance(prior, str) else None,
-            "generator": _plain(dataclasses.asdict(config)),
-            "gauge": gauge if isinstance(gauge, str) else "none",
-            "execution": execution,
-            "reduce": reduce,
-        }
+        config = _config(generator)
+        others = {"prior": prior, "generator": config, "gauge": gauge, "execution": execution, "reduce": reduce}
+        self.options = counts | {name: _recorded(name, value) for name, value in others.items()}
         self.latent_dim, self.components, self.samples = latent_dim, components, samples
         self.prior = Prior(prior, latent_dim, components)
         self.reduce = reduce
@@ -229,13 +225,8 @@ class Hypernet(nn.Module):
         components = torch.as_tensor(components, device=latents.device).expand(len(latents))
         if components.min() < 0 or components.max() >= self.components:
             raise ValueError(f"components must lie in 0 to {self.components - 1}, not {components.unique().tolist()}")
-        modes = [(module, module.training) for module in self.generator.modules()]
-        self.generator.eval()
-        try:
+        with evaluating(self.generator):
             return self._population(latents.to(self.member_latents), components)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def _population(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> Population:
         return Population(
@@ -536,6 +527,13 @@ class Hypernet(nn.Module):
 
     # Reports
 
+    def differences(self, options: Mapping[str, Any]) -> list[str]:
+        """Which of these arguments are others than the Hypernet was built with, in words; patterns and inputs aside."""
+        recorded = {name: _recorded(name, options[name]) for name in _COMPARED if name in options}
+        return [
+            f"{name}={self.options[name]!r}, not {value!r}" for name, value in recorded.items() if value != self.options[name]
+        ]
+
     def diversity_loss(self) -> Tensor:
         """The weighted diversity losses of the last training forward, for a training loop of one's own.
 
@@ -591,6 +589,19 @@ class Hypernet(nn.Module):
         }
         hypernet.load_state_dict(state)
         return hypernet.eval()
+
+
+def _config(generator: GeneratorConfig | Mapping[str, Any] | None) -> GeneratorConfig:
+    return GeneratorConfig(**generator) if isinstance(generator, Mapping) else generator or GeneratorConfig()
+
+
+def _recorded(name: str, value: Any) -> Any:
+    """An argument as `Hypernet.options` and checkpoints keep it."""
+    if name == "generator":
+        return _plain(dataclasses.asdict(_config(value)))
+    if name in ("prior", "gauge") and not isinstance(value, str):
+        return {"prior": None, "gauge": "none"}[name]
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -117,7 +117,7 @@ class Plugins:
         """
         names = (diversity,) if isinstance(diversity, str) else diversity or ()
         chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
-        losses, weights = {}, {}
+        losses, weights, given = {}, {}, {}
         for name, options in chosen.items():
             if name not in self.losses:
                 raise ValueError(f"unknown diversity loss {name!r}; there are {', '.join(sorted(self.losses))}")
@@ -125,12 +125,12 @@ class Plugins:
             weight = arguments.pop("weight", self.losses[name].default_weight)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise TypeError(f"the weight of the diversity loss {name!r} must be a number, not {weight!r}")
-            weights[name] = float(weight)
+            weights[name], given[name] = float(weight), arguments
             try:
                 losses[name] = self.losses[name](**arguments)
             except TypeError as error:
                 raise TypeError(f"the diversity loss {name!r} does not take these arguments: {error}") from error
-        return WeightedDiversity(losses, weights)
+        return WeightedDiversity(losses, weights, given)
 
     def listing(self) -> list[PluginInfo]:
         """Every loaded plug-in, in the order of their names."""

@@ -1,13 +1,18 @@
+import copy
+from dataclasses import replace
+
 import matplotlib as mpl
 import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import Hypernet
+from lightning_hypernet.alignment import align
 from lightning_hypernet.analysis import (
     accuracies,
     adversarial,
@@ -75,6 +80,24 @@ def test_both_paths_end_at_the_networks(trained, aligned):
     drawn(result)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_halfway_along_both_paths(trained, aligned):
+    hypernet, loader = trained
+    draws = hypernet.prior.draws
+    result = paths(hypernet, loader, pairs=6, points=3, component=None, aligned=aligned)
+    hypernet.prior.draws = draws
+    one, other = hypernet.sample(6), hypernet.sample(6)
+    start, end = (hypernet.gauge(population.weights) for population in (one, other))
+    found = []
+    for last in (end, align(end, start, hypernet.blocks)):
+        middle = {name: (value + last[name]) / 2 for name, value in start.items()}
+        found.append(accuracies(hypernet, replace(one, weights=middle, buffers={}), loader))
+    curve = hypernet.generate((one.latents + other.latents) / 2, other.components)
+    assert not torch.allclose(found[0], found[1], atol=0.02)
+    assert torch.allclose(result.direct[:, 1], found[aligned], atol=0.02)
+    assert torch.allclose(result.interpolated[:, 1], accuracies(hypernet, curve, loader), atol=0.02)
+
+
 def test_scatter_is_a_principal_component_analysis(trained):
     hypernet, _ = trained
     draws = hypernet.prior.draws
@@ -97,9 +120,15 @@ def test_scatter_is_a_principal_component_analysis(trained):
 
 def test_filter_images(trained):
     hypernet, _ = trained
+    draws = hypernet.prior.draws
     result = filter_images(hypernet, "0.weight", filter=2, samples=7)
-    assert result.images.shape == (7, 3, 3)
+    hypernet.prior.draws = draws
+    assert torch.allclose(result.images, hypernet.gauge(hypernet.sample(7).weights)["0.weight"][:, 2, 0])
     drawn(result)
+    with pytest.raises(ValueError, match="'0.weight' has filters 0 to 2, not 3"):
+        filter_images(hypernet, "0.weight", filter=3)
+    with pytest.raises(ValueError, match="'0.weight' has channels 0 to 0, not -1"):
+        filter_images(hypernet, "0.weight", channel=-1)
     drawn(filter_images(hypernet, "4.weight", samples=4))
     with pytest.raises(ValueError, match="is no generated weight of two or four axes; there are 0.weight, 4"):
         filter_images(hypernet, "1.weight")
@@ -134,7 +163,48 @@ def test_larger_attacks_succeed_more_often(trained, attack):
     drawn(result)
     both = adversarial(hypernet, loader, (1.5,), attack, attacked=5, ensemble=6)
     assert both.attacked > 0.3
-    assert not hypernet.training
+
+
+def test_attacks_are_counted_on_both(trained):
+    """The networks drawn again by hand: what is attacked are five, what is given the examples two others."""
+    hypernet, loader = trained
+    batch = [next(iter(loader))]
+    draws = hypernet.prior.draws
+    result = adversarial(hypernet, batch, (0.3,), "fgsm", attacked=5, ensemble=2)
+    hypernet.prior.draws = draws
+    (x, y), populations = batch[0], (hypernet.sample(5), hypernet.sample(2))
+
+    def probability(population, inputs):
+        return hypernet.run(population, inputs).softmax(-1).mean(0)
+
+    right = probability(populations[0], x).argmax(-1) == y
+    x, y = x[right].requires_grad_(), y[right]
+    loss = F.nll_loss(probability(populations[0], x).log(), y, reduction="sum")
+    spoilt = (x + 0.3 * torch.autograd.grad(loss, x)[0].sign()).detach()
+    for found, population in zip((result.attacked, result.transferred), populations, strict=True):
+        wrong = (probability(population, spoilt).argmax(-1) != y).float().mean()
+        assert found.item() == pytest.approx(wrong.item())
+        assert 0 < wrong < 1
+    assert result.attacked != result.transferred
+    assert result.clean == pytest.approx(right.float().mean().item())
+    with pytest.raises(ValueError, match="attack must be one of targeted, fgsm, pgd, not 'cw'"):
+        adversarial(hypernet, batch, attack="cw")
+
+
+def test_a_sure_network_can_be_attacked():
+    weight = torch.tensor([[400.0, 0.0], [0.0, 400.0]])
+    attacked = targeted_sign(lambda inputs: inputs @ weight, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), 0.1)
+    assert torch.allclose(attacked, torch.tensor([[0.9, 0.1]]))
+
+
+def test_modes_are_put_back(trained):
+    hypernet, loader = copy.deepcopy(trained[0]).train(), trained[1]
+    hypernet.calibrate(x for x, _ in loader)
+    hypernet.target[1].eval()
+    accuracies(hypernet, hypernet.sample(2), loader)
+    adversarial(hypernet, loader, (0.1,), ensemble=2)
+    assert hypernet.training
+    assert not hypernet.target[1].training
 
 
 def test_noise_is_out_of_distribution(trained):
@@ -145,6 +215,13 @@ def test_noise_is_out_of_distribution(trained):
     result = ood(ensemble.members, loader, [torch.randn(40, 1, 4, 4) * 2])
     assert set(result.results) == {"entropy", "mutual_information"}
     assert result.results["mutual_information"]["auroc"] > 0.6
+    for name, found in result.results.items():
+        labels = [0] * len(result.inside[name]) + [1] * len(result.outside[name])
+        values = torch.cat([result.inside[name], result.outside[name]]).double().numpy()
+        false, true, _ = roc_curve(labels, values, drop_intermediate=False)
+        assert found["auroc"] == pytest.approx(roc_auc_score(labels, values), abs=1e-4)
+        assert found["aupr"] == pytest.approx(average_precision_score(labels, values), abs=1e-4)
+        assert found["fpr95"] == pytest.approx(false[true >= 0.95].min(), abs=1e-4)
     same = ood(ensemble.members, loader, loader).results["entropy"]
     assert same["auroc"] == pytest.approx(0.5)
     assert same["fpr95"] == pytest.approx(0.95, abs=0.05)
@@ -158,10 +235,31 @@ def test_averaging(trained):
     result = averaging(ensemble, loader, (1, 5, 10, 20), loader)
     assert list(result.counts) == [1, 5, 10]
     assert result.average[0] == result.ensemble[0]
-    assert len(ensemble[:5]) == 5
+    x, y = loader.dataset.tensors
+    average, joined = ensemble[:5].average(loader)(x), ensemble[:5].members(x).softmax(-1).mean(0)
+    assert result.average[1] == (average.argmax(-1) == y).float().mean()
+    assert result.ensemble[1] == (joined.argmax(-1) == y).float().mean()
+    with pytest.raises(ValueError, match="the loader is empty"):
+        averaging(ensemble, [], (2,), loader)
+    with pytest.raises(ValueError, match="there are 10 members: give counts from 1 to that"):
+        averaging(ensemble, loader, (20,), loader)
     with pytest.raises(TypeError, match="an ensemble is indexed by a slice, not by int"):
         ensemble[0]
     drawn(result)
+
+
+def test_distillation_loss_by_hand(trained):
+    hypernet, loader = trained
+    ensemble = hypernet.ensemble(3)
+    ensemble.calibrate(loader)
+    module = Distillation(ensemble.double(), small(), temperature=3.0, alpha=0.7).double().eval()
+    module.log = lambda *_, **__: None
+    x, y = (tensor[:8] for tensor in loader.dataset.tensors)
+    loss = module.training_step((x.double(), y), 0)
+    taught = (ensemble.members(x.double()) / 3).softmax(-1).mean(0)
+    learnt = module.student(x.double())
+    divergence = (taught * (taught.log() - (learnt / 3).softmax(-1).log())).sum(-1).mean()
+    assert torch.allclose(loss, 0.3 * F.cross_entropy(learnt, y) + 0.7 * 9 * divergence)
 
 
 def test_distillation_teaches_the_ensemble(trained):

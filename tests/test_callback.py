@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hypernet import Hypernet, HypernetCallback
+from lightning_hypernet import GeneratorConfig, Hypernet, HypernetCallback
 from lightning_hypernet.diversity import Entropy
 from tests.test_diversity import BrokenPlugin
 
@@ -410,6 +410,33 @@ def test_a_hypernet_of_the_users_own_is_used():
     assert "hypernet/variance" in trainer.callback_metrics
     _, trainer = fit(module, callback=HypernetCallback(diversity="entropy"))
     assert "hypernet/entropy" in trainer.callback_metrics
+    entropy = own.diversity.losses["entropy"]
+    fit(module, callback=HypernetCallback(diversity="entropy"))
+    assert own.diversity.losses["entropy"] is entropy
+    fit(module, callback=HypernetCallback(diversity={"entropy": {"p": 1}}))
+    assert own.diversity.losses["entropy"].p == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"prior": "uniform"}, "prior='normal', not 'uniform'"),
+        ({"gauge": "none"}, "gauge='auto', not 'none'"),
+        ({"generator": {"code_size": 7}}, "generator=.*'code_size': 16.*, not .*'code_size': 7"),
+    ],
+)
+def test_a_hypernet_with_other_options_is_refused(option, message):
+    module = Classifier()
+    fit(module)
+    fit(module, callback=HypernetCallback(samples=4, prior="normal", generator=GeneratorConfig(), gauge="auto"))
+    with pytest.raises(ValueError, match=message):
+        fit(module, callback=HypernetCallback(**option))
+
+
+def test_logging_may_be_off():
+    """Which Lightning spells as 0 steps between two lines."""
+    module = Classifier()
+    pl.Trainer(**QUIET, max_steps=2, log_every_n_steps=0, callbacks=[HypernetCallback(samples=4)]).fit(module, data())
 
 
 def test_validation_before_training_and_the_sanity_check():

@@ -11,6 +11,7 @@ from lightning_hypernet.diversity import (
     Entropy,
     MutualInformation,
     OutputEntropy,
+    Repulsion,
     Variance,
 )
 from lightning_hypernet.diversity.entropy import entropy, nearest_distances
@@ -140,6 +141,8 @@ LOSSES = {
     "output_entropy_softmax": lambda: OutputEntropy(softmax=True),
     "ensemble": lambda: EnsembleLoss(),
     "ensemble_relative": lambda: EnsembleLoss(relative=True),
+    "repulsion_kde": lambda: Repulsion("kde", "weights"),
+    "repulsion_gfsf": lambda: Repulsion("gfsf", "weights"),
     "mi_weights": lambda: MutualInformation(),
     "mi_outputs": lambda: MutualInformation(reads="outputs", noise=0.1, coordinates=2),
     "mi_component": lambda: MutualInformation(latent="component"),
@@ -177,6 +180,23 @@ def test_variance_is_that_within_components():
     within = torch.cat([own - own.mean(0) for own in (vectors[population.components == k] for k in range(2))])
     expected = -0.5 * (within.square().mean(0) + 1e-8).log().mean()
     assert torch.allclose(Variance()(population), expected)
+
+
+@pytest.mark.parametrize("name", ["entropy", "variance", "repulsion_kde", "repulsion_gfsf"])
+def test_autocast_changes_no_weight_loss(name):
+    """Of networks that differ little, as half precision would not tell."""
+    found = []
+    for enabled in (False, True):
+        _, population = trained_population(components=2)
+        weights = {key: value.detach() for key, value in population.weights.items()}
+        leaves = [(value.mean(0) + 1e-3 * (value - value.mean(0))).requires_grad_() for value in weights.values()]
+        population.weights = dict(zip(weights, leaves, strict=True))
+        population.__dict__.pop("gauged", None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = LOSSES[name]()(population)
+        found.append((value, *torch.autograd.grad(value, leaves)))
+    for one, same in zip(*found, strict=True):
+        assert torch.equal(one, same)
 
 
 def test_variance_needs_two_networks_of_a_component():
@@ -227,6 +247,13 @@ def test_mutual_information_recovers_what_the_weights_tell():
     assert values[-1] < values[0] - 2
 
 
+def test_mutual_information_in_double_precision():
+    _, population = trained_population(torch.float64, components=2)
+    loss = MutualInformation()
+    loss.prepare(population)
+    assert loss(population).dtype == torch.float64
+
+
 def test_categorical_bound_ends_at_minus_log_components():
     torch.manual_seed(0)
     hypernet = Hypernet(nn.Linear(8, 8), components=4, samples=16)
@@ -256,6 +283,7 @@ def test_member_distance():
     ("make", "message"),
     [
         (lambda: Entropy(p=3), "p must be 1 or 2, not 3"),
+        (lambda: OutputEntropy(p=3), "p must be 1 or 2, not 3"),
         (lambda: EnsembleLoss(loss="no_loss"), "torch.nn.functional has no loss 'no_loss'"),
         (lambda: EnsembleLoss(join="sum"), "join must be"),
         (lambda: MutualInformation(reads="codes"), "reads must be"),

@@ -45,6 +45,19 @@ def test_predictions():
     assert torch.allclose(networks(x), F.one_hot(outputs.argmax(-1), 3).float().mean(0))
 
 
+def test_a_part_is_independent_of_the_whole():
+    networks = ensemble(exclude=("*.bias",))
+    x = torch.randn(5, 1, 8, 8)
+    before = networks(x)
+    part = networks[1:3]
+    assert len(part) == 2
+    assert torch.equal(part.members(x), networks.members(x)[1:3])
+    part.train().double()
+    assert torch.equal(networks(x), before)
+    with pytest.raises(TypeError, match="an ensemble is indexed by a slice, not by int"):
+        networks[0]
+
+
 def test_an_ensemble_is_fixed_and_independent_of_its_hypernet():
     torch.manual_seed(0)
     hypernet = Hypernet(mlp())

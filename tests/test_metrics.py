@@ -18,10 +18,10 @@ from lightning_hypernet.metrics import (
     MutualInformation,
     PairwiseKL,
     QStatistic,
+    SymmetryDistance,
     VariationRatio,
-    mean_symmetry_distance,
+    WeightCosine,
     population_metrics,
-    weight_cosine,
 )
 
 mpl.use("Agg")
@@ -117,6 +117,36 @@ def test_the_others():
     assert ece.compute().item() == pytest.approx(0.5, rel=1e-4)
 
 
+def of_classes(*members):
+    """Sure predictions of two classes."""
+    return torch.nn.functional.one_hot(torch.tensor(members), 2).float()
+
+
+def test_q_of_members_that_err_apart():
+    """Both right on four, the first alone on two, the second alone on one, none on three."""
+    metric = QStatistic()
+    metric.update(of_classes([0] * 6 + [1] * 4, [0] * 4 + [1] * 2 + [0] + [1] * 3), torch.zeros(10, dtype=torch.long))
+    assert metric.compute().item() == pytest.approx((4 * 3 - 2 * 1) / (4 * 3 + 2 * 1))
+
+
+@pytest.mark.parametrize("metric", [MemberAccuracy(), DoubleFault()])
+def test_another_number_of_members_is_told(metric):
+    metric.update(PREDICTIONS[:1], LABELS)
+    with pytest.raises(ValueError, match="it saw 1, and now there are 3; reset.. it before another ensemble"):
+        metric.update(PREDICTIONS, LABELS)
+    metric.reset()
+    metric.update(PREDICTIONS, LABELS)
+
+
+def test_autocast_changes_no_metric():
+    predictions = (PREDICTIONS + 0.1).div(1.3) * torch.tensor([1.0, 1.001, 0.999]).view(3, 1, 1)
+    inside, outside = (population_metrics(3) for _ in range(2))
+    outside.update(predictions, LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.update(predictions, LABELS)
+    assert all(torch.equal(value, outside.compute()[name]) for name, value in inside.compute().items())
+
+
 def test_member_nll_of_positive_probabilities():
     metric = MemberNLL()
     metric.update(PREDICTIONS[:, :1], LABELS[:1])
@@ -151,12 +181,18 @@ def test_weights_of_members():
     gauged = population.gauged.detach()
     pairs = [(i, j) for i in range(4) for j in range(i)]
     cosine = sum(torch.cosine_similarity(gauged[i], gauged[j], dim=0) for i, j in pairs) / len(pairs)
-    assert torch.allclose(weight_cosine(population), cosine, atol=1e-6)
-    distances = [hypernet.symmetry_distance(population[j : j + 1], population[i : i + 1]) for i, j in pairs]
-    distance = torch.cat(distances).mean()
-    assert torch.allclose(mean_symmetry_distance(hypernet, population), distance, atol=1e-5)
-    with pytest.raises(ValueError, match="two networks or more"):
-        mean_symmetry_distance(hypernet, population[:1])
+    distance = sum(hypernet.symmetry_distance(population[j : j + 1], population[i : i + 1]) for i, j in pairs) / len(pairs)
+    for metric, expected in ((WeightCosine(), cosine), (SymmetryDistance(hypernet), distance)):
+        metric.update(population)
+        assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-5)
+        metric.update(population[:2])
+        pair = metric.of_pairs(population[1:2], population[:1])
+        assert metric.compute().item() == pytest.approx((6 * expected.item() + pair.item()) / 7, abs=1e-5)
+        figure, _ = metric.plot()
+        mpl.pyplot.close(figure)
+        with pytest.raises(ValueError, match="pairs need two networks or more, not 1"):
+            metric.update(population[:1])
+        assert not metric.state_dict()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from targets import TARGETS
 from training import Classifier
 
 from lightning_hypernet import HypernetCallback
-from lightning_hypernet.metrics import mean_symmetry_distance
+from lightning_hypernet.metrics import SymmetryDistance
 
 WEIGHTS = {
     "entropy": (1e-4, 1e-3, 1e-2),
@@ -75,13 +75,14 @@ def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, s
     seconds = time.perf_counter() - start
     hypernet = callback.hypernet.eval()
     values = measure(hypernet.ensemble(10).members, test)
-    distance = round(float(mean_symmetry_distance(hypernet, hypernet.sample(10))), 4)
+    distance = SymmetryDistance(hypernet)
+    distance.update(hypernet.sample(10))
     return {
         **setting,
         "seed": seed,
         "images": steps * batch,
         "seconds": round(seconds, 1),
-        "symmetry_distance": distance,
+        "symmetry_distance": round(float(distance.compute()), 4),
         **values,
     }
 

@@ -17,14 +17,15 @@ from data import Images, load, outside
 from scores import BATCH, measure
 from targets import TARGETS
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from lightning_hypernet import Hypernet
 from lightning_hypernet.analysis import accuracies, adversarial, averaging, filter_images, ood, paths, scatter
 from lightning_hypernet.metrics import (
     EnsembleAccuracy,
     MemberAccuracy,
-    mean_symmetry_distance,
-    weight_cosine,
+    SymmetryDistance,
+    WeightCosine,
 )
 
 EPSILONS = (0.05, 0.1, 0.15, 0.2)
@@ -165,11 +166,9 @@ def main() -> None:
     hypernet.calibrate(training)
     result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
     result["ten_members"] = measure(hypernet.ensemble(10).members, images)
-    population = hypernet.sample(10)
-    result["weights"] = {
-        "symmetry_distance": round(float(mean_symmetry_distance(hypernet, population)), 4),
-        "cosine": round(float(weight_cosine(population)), 4),
-    }
+    weights = MetricCollection({"symmetry_distance": SymmetryDistance(hypernet), "cosine": WeightCosine()})
+    weights.update(hypernet.sample(10))
+    result["weights"] = {key: round(float(value), 4) for key, value in weights.compute().items()}
     print(json.dumps(result, indent=2), flush=True)
     fewer = some(images, options.images)
     result["ensembles"], singles = many_ensembles(hypernet, fewer, options.ensembles, options.members)

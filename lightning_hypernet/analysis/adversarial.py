@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ from torch.nn import functional as F
 
 from lightning_hypernet.arguments import reduce_outputs
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.modes import evaluating
 from lightning_hypernet.population import Population
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs to logits."""
+Attack = Literal["targeted", "fgsm", "pgd"]
 
 
 def targeted_sign(model: Model, inputs: Tensor, targets: Tensor, size: float) -> Tensor:
     """One step of a size along the sign of the gradient of the target class's probability, as the paper attacks.
+
+    The gradient is that of the logarithm, which has the same sign and does not vanish for a network that is sure.
 
     Args:
         model: Inputs to logits ``(batch, classes)``.
@@ -30,7 +34,7 @@ def targeted_sign(model: Model, inputs: Tensor, targets: Tensor, size: float) ->
     Returns:
         The attacked inputs.
     """
-    return inputs + size * _direction(model, inputs, lambda logits: logits.softmax(-1).gather(1, targets[:, None]).sum())
+    return inputs + size * _direction(model, inputs, lambda logits: -F.cross_entropy(logits, targets, reduction="sum"))
 
 
 def fgsm(model: Model, inputs: Tensor, labels: Tensor, size: float) -> Tensor:
@@ -114,7 +118,7 @@ def adversarial(
     hypernet: Hypernet,
     loader: Iterable[Any],
     sizes: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
-    attack: Literal["targeted", "fgsm", "pgd"] = "targeted",
+    attack: Attack = "targeted",
     attacked: int = 1,
     ensemble: int = 100,
 ) -> Adversarial:
@@ -138,13 +142,16 @@ def adversarial(
 
     Returns:
         The shares.
+
+    Raises:
+        ValueError: If there is no such attack, or the attacked network gets no example right.
     """
-    training = hypernet.training
-    hypernet.eval()
+    if attack not in get_args(Attack):
+        raise ValueError(f"attack must be one of {', '.join(get_args(Attack))}, not {attack!r}")
     device = hypernet.member_latents.device
     succeeded = torch.zeros(2, len(sizes), dtype=torch.double)
     right = count = 0
-    try:
+    with evaluating(hypernet):
         for images, classes in loader:
             inputs, labels = images.to(device), classes.to(device)
             with torch.no_grad():
@@ -166,8 +173,6 @@ def adversarial(
                 with torch.no_grad():
                     for row, model in enumerate((source, other)):
                         succeeded[row, index] += (model(spoilt).argmax(-1) != labels).sum().cpu()
-    finally:
-        hypernet.train(training)
     if not right:
         raise ValueError("the attacked network gets no example right: train it first, or check the loader")
     shares = (succeeded / right).float()

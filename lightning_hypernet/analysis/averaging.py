@@ -58,8 +58,13 @@ def averaging(
 
     Returns:
         The accuracies.
+
+    Raises:
+        ValueError: If the loader is empty, or no count is within the ensemble.
     """
-    counts = [count for count in counts if count <= len(ensemble)]
+    counts = [count for count in counts if 1 <= count <= len(ensemble)]
+    if not counts:
+        raise ValueError(f"there are {len(ensemble)} members: give counts from 1 to that")
     averages = [ensemble[:count].average(training) for count in counts]
     right = torch.zeros(2, len(counts), dtype=torch.double)
     total = 0
@@ -70,5 +75,7 @@ def averaging(
         for index, (count, network) in enumerate(zip(counts, averages, strict=True)):
             right[0, index] += (network(inputs).argmax(-1) == labels).sum().cpu()
             right[1, index] += (probabilities[:count].mean(0).argmax(-1) == labels).sum().cpu()
+    if not total:
+        raise ValueError("the loader is empty: there is nothing to measure accuracy on")
     shares = (right / total).float()
     return Averaging(counts, shares[0], shares[1])

@@ -60,11 +60,15 @@ def filter_images(
         The images.
 
     Raises:
-        ValueError: If there is no such generated weight of two or four axes.
+        ValueError: If there is no such generated weight of two or four axes, or no such filter or channel of it.
     """
     shapes = {name: shape for name, shape in hypernet.banks.shapes.items() if len(shape) in (2, 4)}
     if parameter not in shapes:
         raise ValueError(f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}")
+    if len(shapes[parameter]) == 4:
+        for what, index, count in zip(("filter", "channel"), (filter, channel), shapes[parameter], strict=False):
+            if not 0 <= index < count:
+                raise ValueError(f"{parameter!r} has {what}s 0 to {count - 1}, not {index}")
     with torch.no_grad():
         population = hypernet.sample(samples, component)
         weights = hypernet.gauge(population.weights, [parameter])[parameter]

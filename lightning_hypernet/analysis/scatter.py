@@ -11,6 +11,9 @@ from torch import Tensor
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
 
+_CHUNK = 100
+"""Networks that are there at once, of which only what is scattered is kept."""
+
 
 @dataclass(frozen=True)
 class Scatter:
@@ -76,18 +79,21 @@ def scatter(
     Raises:
         ValueError: If there is no such bank or filter.
     """
+    vectors, components = [], []
     with torch.no_grad():
-        population = hypernet.sample(samples, component)
-        vectors = weights_of(hypernet, population, bank, filter).flatten(1)
-        centred = vectors - vectors.mean(0)
-        directions, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+        for first in range(0, samples, _CHUNK):
+            population = hypernet.sample(min(_CHUNK, samples - first), component)
+            vectors.append(weights_of(hypernet, population, bank, filter).flatten(1))
+            components.append(population.components.cpu())
+        joined = torch.cat(vectors)
+        directions, sizes, _ = torch.linalg.svd(joined - joined.mean(0), full_matrices=False)
     shown = min(dimensions, len(sizes))
     variances = sizes.square()
     name = "all weights" if bank is None else bank if filter is None else f"filter {filter} of {bank}"
     return Scatter(
         (directions * sizes)[:, :shown].cpu(),
         (variances / variances.sum().clamp(min=1e-30))[:shown].cpu(),
-        population.components.cpu(),
+        torch.cat(components),
         name,
     )
 
@@ -105,7 +111,7 @@ def weights_of(hypernet: Hypernet, population: Population, bank: str | None, fil
     banks = {one.name: one for one in hypernet.banks}
     if bank not in banks:
         raise ValueError(f"there is no bank {bank!r}; there are {', '.join(banks)}")
-    filters = banks[bank].flatten(hypernet.gauge(population.weights))
+    filters = banks[bank].flatten(hypernet.gauge(population.weights, {slot.parameter for slot in banks[bank].slots}))
     if filter is None:
         return filters
     if not 0 <= filter < filters.shape[1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -34,12 +34,16 @@ class WeightedDiversity(nn.Module):
     Args:
         losses: For every name its loss.
         weights: For every name its weight.
+        arguments: For every name what the loss was built with.
     """
 
-    def __init__(self, losses: Mapping[str, DiversityLoss], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, losses: Mapping[str, DiversityLoss], weights: Mapping[str, float], arguments: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights)
+        self.options = {name: (weights[name], dict(arguments[name])) for name in losses}
 
     def prepare(self, population: Population) -> None:
         """Let every loss see a first population."""

@@ -18,6 +18,12 @@ _CHUNK = 1 << 14
 """Columns read at once."""
 
 
+def check_norm(p: int) -> None:
+    """Raise a ValueError unless distances of this kind can be measured."""
+    if p not in (1, 2):
+        raise ValueError(f"p must be 1 or 2, not {p}")
+
+
 def _ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
@@ -175,8 +181,7 @@ class Entropy(DiversityLoss):
 
     def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
-        if p not in (1, 2):
-            raise ValueError(f"p must be 1 or 2, not {p}")
+        check_norm(p)
         if coordinates is not None and coordinates < 1:
             raise ValueError(f"coordinates must be 1 or more, not {coordinates}")
         self.p, self.coordinates, self.samples = p, coordinates, samples

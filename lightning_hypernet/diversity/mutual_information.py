@@ -66,9 +66,9 @@ class MutualInformation(DiversityLoss):
         outputs = population.n_components if self.latent == "component" else self._latents(population).shape[1]
         self.q = nn.Sequential(
             nn.Linear(inputs, self.hidden), nn.LayerNorm(self.hidden), nn.ReLU(), nn.Linear(self.hidden, outputs)
-        )
+        ).to(population.latents)
         if self.latent == "continuous":
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+            self.log_std = nn.Parameter(population.latents.new_zeros(outputs))
 
     def _features(self, population: Population) -> Tensor:
         if self.reads == "weights":

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_hypernet.diversity.base import DiversityLoss
-from lightning_hypernet.diversity.entropy import entropy
+from lightning_hypernet.diversity.entropy import check_norm, entropy
 from lightning_hypernet.population import Population
 
 
@@ -16,6 +16,10 @@ class OutputEntropy(DiversityLoss):
 
     No gauge is needed: networks that compute the same function have the same outputs.
 
+    References:
+        | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
+        | https://arxiv.org/abs/1905.02898
+
     Args:
         p: 2 for Euclidean distances, 1 for sums of absolute differences.
         softmax: Read class probabilities instead of the raw outputs; the last axis holds the classes.
@@ -23,6 +27,7 @@ class OutputEntropy(DiversityLoss):
 
     def __init__(self, p: Literal[1, 2] = 2, softmax: bool = False) -> None:
         super().__init__()
+        check_norm(p)
         self.p, self.softmax = p, softmax
 
     def forward(self, population: Population) -> Tensor:

@@ -51,11 +51,21 @@ class Repulsion(DiversityLoss):
     def forward(self, population: Population) -> Tensor:
         """Map a population to how crowded it is."""
         points = population.gauged if self.space == "weights" else population.outputs.flatten(1)
-        return repulsion(points.to(torch.promote_types(points.dtype, torch.float32)), self.method, self.eta)
+        with torch.autocast(points.device.type, enabled=False):
+            return repulsion(points.to(torch.promote_types(points.dtype, torch.float32)), self.method, self.eta)
 
 
 def repulsion(points: Tensor, method: Literal["kde", "svgd", "gfsf"], eta: float = 0.1) -> Tensor:
-    """How crowded points ``(S, D)`` are, S > 1: a scalar whose gradient is minus the force of the method, over S."""
+    """How crowded points are: a scalar whose gradient is minus the force of the method, over S.
+
+    Args:
+        points: ``(S, D)``, S > 1.
+        method: As of `Repulsion`.
+        eta: As of `Repulsion`.
+
+    Raises:
+        ValueError: If there are fewer than two points.
+    """
     count = len(points)
     if count < 2:
         raise ValueError(f"repulsion needs two networks or more, not {count}; raise `samples`")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
@@ -31,7 +30,8 @@ class Variance(DiversityLoss):
                 "the components or more"
             )
         vectors = population.gauged.to(torch.promote_types(population.gauged.dtype, torch.float32))
-        member_of = F.one_hot(population.components, population.n_components).to(vectors)
-        means = (member_of.T @ vectors) / member_of.sum(0).clamp(min=1)[:, None]
+        sums = vectors.new_zeros(population.n_components, vectors.shape[1]).index_add(0, population.components, vectors)
+        counts = population.components.bincount(minlength=population.n_components).clamp(min=1)
+        means = sums / counts[:, None]
         variance = (vectors - means[population.components]).square().mean(0)
         return -0.5 * (variance + 1e-8).log().mean()

@@ -9,7 +9,7 @@ from lightning_hypernet.metrics.base import PopulationMetric
 from lightning_hypernet.metrics.disagreement import Disagreement, MutualInformation, PairwiseKL, VariationRatio
 from lightning_hypernet.metrics.errors import DoubleFault, QStatistic
 from lightning_hypernet.metrics.likelihood import EnsembleBrier, EnsembleCalibrationError, EnsembleNLL, MemberNLL
-from lightning_hypernet.metrics.weights import mean_symmetry_distance, weight_cosine
+from lightning_hypernet.metrics.weights import SymmetryDistance, WeightCosine
 
 __all__ = [
     "Disagreement",
@@ -24,10 +24,10 @@ __all__ = [
     "PairwiseKL",
     "PopulationMetric",
     "QStatistic",
+    "SymmetryDistance",
     "VariationRatio",
-    "mean_symmetry_distance",
+    "WeightCosine",
     "population_metrics",
-    "weight_cosine",
 ]
 
 

@@ -35,6 +35,7 @@ class MemberAccuracy(PopulationMetric):
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+        self.same_members(self.correct, probabilities)
         self.correct = self.correct + (probabilities.argmax(-1) == labels).sum(1)
         self.count += len(labels)
 

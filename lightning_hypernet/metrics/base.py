@@ -38,11 +38,20 @@ class PopulationMetric(Metric):
         predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
         if predictions.min() < 0 or predictions.max() > 1:
             predictions = predictions.softmax(-1)
-        self.add(predictions, labels)
+        with torch.autocast(predictions.device.type, enabled=False):
+            self.add(predictions, labels)
 
     @abstractmethod
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+
+    def same_members(self, state: Tensor, probabilities: Tensor) -> None:
+        """Raise a ValueError if a state ``(members,)`` that has seen batches is of another number of members."""
+        if self.update_count > 1 and len(state) != len(probabilities):
+            raise ValueError(
+                f"{type(self).__name__} counts for every member: it saw {len(state)}, and now there are {len(probabilities)}; "
+                "reset() it before another ensemble"
+            )
 
     def plot(self, value: Any = None, ax: Any = None) -> Any:
         """Draw a value, or several over time; by default what `compute` returns. Returns figure and axes of matplotlib."""

@@ -10,7 +10,12 @@ from lightning_hypernet.metrics.base import MeanScore, entropy, log, pair_mean
 
 
 class Disagreement(MeanScore):
-    """Share of examples on which two members predict different classes, the mean over all pairs."""
+    """Share of examples on which two members predict different classes, the mean over all pairs.
+
+    References:
+        | Deep Ensembles: A Loss Landscape Perspective (Fort et al., 2019)
+        | https://arxiv.org/abs/1912.02757
+    """
 
     higher_is_better = None
     plot_lower_bound = 0.0
@@ -62,7 +67,13 @@ class VariationRatio(MeanScore):
 
 
 class PairwiseKL(MeanScore):
-    """Kullback-Leibler divergence of one member's prediction from another's, in nats, the mean over all ordered pairs."""
+    """Kullback-Leibler divergence of one member's prediction from another's, in nats, the mean over all ordered pairs.
+
+    A probability of 0 counts as the least positive number, so that no divergence exceeds some 87 nats.
+
+    References:
+        On information and sufficiency (Kullback and Leibler, 1951)
+    """
 
     higher_is_better = None
     plot_lower_bound = 0.0

@@ -25,6 +25,7 @@ class _Coincidence(PopulationMetric):
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+        self.same_members(self.right, probabilities)
         right = (probabilities.argmax(-1) == labels).double()
         self.both = self.both + right @ right.T
         self.right = self.right + right.sum(1)

@@ -51,6 +51,10 @@ class EnsembleBrier(MeanScore):
 class EnsembleCalibrationError(PopulationMetric, MulticlassCalibrationError):
     """Expected calibration error of the mean probability, as torchmetrics computes it.
 
+    References:
+        | On Calibration of Modern Neural Networks (Guo et al., 2017)
+        | https://arxiv.org/abs/1706.04599
+
     Args:
         classes: Number of classes.
         bins: Number of bins of confidence.

@@ -1,5 +1,6 @@
 """The reproductions run from end to end, on made data and for a few steps."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
 
@@ -23,6 +25,21 @@ def make(folder, name, shape):
         arrays[f"x_{part}"] = random.randint(0, 255, (count, *shape)).astype(np.uint8)
         arrays[f"y_{part}"] = np.arange(count) % 10
     np.savez(folder / f"{name}.npz", **arrays)
+
+
+def test_bake_off(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    diversity = importlib.import_module("diversity")
+    every = list(diversity.settings())
+    assert {name for setting in every for name in setting["diversity"]} == set(diversity.WEIGHTS)
+    monkeypatch.setattr(diversity, "settings", lambda: every[2:40:37])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(sys, "argv", ["diversity.py", "digits", "--steps", "2", "--out", str(tmp_path)])
+    for _ in range(2):
+        diversity.main()
+    lines = [json.loads(line) for line in (tmp_path / "diversity_digits.jsonl").read_text().splitlines()]
+    assert [line["diversity"] for line in lines] == [every[2]["diversity"], every[39]["diversity"]]
+    assert all(0 <= line["ensemble_accuracy"] <= 1 and line["symmetry_distance"] > 0 for line in lines)
 
 
 @pytest.mark.slow
@@ -48,7 +65,7 @@ def test_training_and_evaluation(tmp_path, script, data, shape, name):
         result = json.loads((tmp_path / f"{folder.name}.json").read_text())
         assert result["step"] == 4
         assert 0 <= result["ten_members"]["majority_accuracy"] <= 1
-        assert len(list(tmp_path.glob(f"{folder.name}_*.png"))) == (6 if what == "paper" else 7)
+        assert len(list(tmp_path.glob(f"{folder.name}_*.png"))) == (9 if what == "paper" else 10)
 
 
 @pytest.mark.slow

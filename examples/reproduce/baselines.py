@@ -7,7 +7,6 @@ RESULTS/baseline_DATA_KIND_SEED.json.
 
 import argparse
 import json
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -77,12 +76,19 @@ def midpoints(posterior: Posterior, target: nn.Module, test: Images) -> dict[str
     return found
 
 
-def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> nn.Module:
-    """One network by SGD, or the one that lies in `out` already."""
+def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> tuple[nn.Module, float]:
+    """One network by SGD, or the one that lies in `out` already, and the seconds it took."""
     pl.seed_everything(seed, verbose=False)
     module = Classifier(TARGETS[data](), "sgd", 0.05, steps, weight_decay=5e-4)
-    fit(module, train, BATCH, out / f"{data}_sgd_{seed}")
-    return module.model.eval()
+    journal = fit(module, train, BATCH, out / f"{data}_sgd_{seed}")
+    return module.model.eval(), journal.seconds
+
+
+def scores_of(target: nn.Module, networks: list[Mapping[str, Tensor]], test: Images) -> dict[str, float]:
+    """Every metric of the networks, and the accuracy of the mean of their weights."""
+    mean = {name: torch.stack([weights[name] for weights in networks]).mean(0) for name in networks[0]}
+    average = measure(partial(run_all, target, [mean, mean]), test)["member_accuracy"]
+    return measure(partial(run_all, target, networks), test) | {"average_of_weights_accuracy": average}
 
 
 class Snapshots(pl.Callback):
@@ -111,11 +117,15 @@ class Snapshots(pl.Callback):
         self.networks = state_dict["networks"]
 
 
-def constant_rate(first: nn.Module, data: str, train: Images, seed: int, steps: int, out: Path) -> list[Mapping[str, Tensor]]:
-    """Ten networks of a training that goes on from `first` at a constant rate."""
+def constant_rate(
+    first: nn.Module, data: str, train: Images, seed: int, steps: int, out: Path
+) -> tuple[list[Mapping[str, Tensor]], float]:
+    """Ten networks of a training that goes on from `first` at a constant rate, and the seconds it took."""
+    pl.seed_everything(seed, verbose=False)
     snapshots = Snapshots(steps // MEMBERS)
-    fit(Classifier(first, "sgd", 0.02, steps, "constant"), train, BATCH, out / f"{data}_constant_{seed}", [snapshots])
-    return snapshots.networks[:MEMBERS]
+    module = Classifier(first, "sgd", 0.02, steps, "constant")
+    journal = fit(module, train, BATCH, out / f"{data}_constant_{seed}", [snapshots])
+    return snapshots.networks[:MEMBERS], journal.seconds
 
 
 def main() -> None:
@@ -135,32 +145,35 @@ def main() -> None:
     train, test = digits() if data == "digits" else load(data, options.data_dir, **AUGMENTED[data])
     pl.seed_everything(seed, verbose=False)
     target = TARGETS[data]()
-    start = time.perf_counter()
     result: dict[str, Any] = {"kind": options.kind, "data": data, "seed": seed, "images": BATCH * steps}
+    count = {"sgd": options.networks, "constant": 1}.get(options.kind, 0)
+    independent = [sgd(data, train, seed * options.networks + index, steps, options.out) for index in range(count)]
+    seconds = sum(one for _, one in independent)
+    networks = [dict(module.named_parameters()) for module, _ in independent]
     if options.kind == "sgd":
-        modules = [sgd(data, train, seed * options.networks + index, steps, options.out) for index in range(options.networks)]
         result["images"] *= options.networks
-        result |= measure(lambda inputs: torch.stack([module(inputs) for module in modules]), test)
+        result |= scores_of(target, networks, test)
     elif options.kind == "constant":
-        first = sgd(data, train, seed, steps, options.out)
-        networks = constant_rate(first, data, train, seed, steps, options.out)
+        networks, more = constant_rate(independent[0][0], data, train, seed, steps, options.out)
+        seconds += more
         result["images"] *= 2
-        result |= measure(partial(run_all, target, networks), test)
+        result |= scores_of(target, networks, test)
     else:
         if options.kind == "dropout":
             module = Classifier(with_dropout(target, 0.1), "adam", 3e-3, steps)
         else:
             kind = {"gaussian": MeanField, "mnf": MNF}[options.kind]
             module = Variational(kind(target), len(train), 3e-3, steps)
-        fit(module, train, BATCH, options.out / f"{data}_{options.kind}_{seed}")
+        seconds = fit(module, train, BATCH, options.out / f"{data}_{options.kind}_{seed}").seconds
+        pl.seed_everything(seed, verbose=False)  # a training that lay there already must not change the draws
         model = module.model.train()
         if isinstance(model, Posterior):
             networks = [model.draw(noise)[0] for noise in torch.randn(MEMBERS, model.noise_size)]
-            result |= measure(partial(run_all, target, networks), test)
+            result |= scores_of(target, networks, test)
             result["paths_midpoint"] = midpoints(model, target, test)
         else:
             result |= measure(lambda inputs: torch.stack([model(inputs) for _ in range(MEMBERS)]), test)
-    result["seconds"] = round(time.perf_counter() - start, 1)
+    result["seconds"] = round(seconds, 1)
     text = json.dumps(result, indent=2)
     (options.results / f"baseline_{data}_{options.kind}_{seed}.json").write_text(text + "\n")
     print(text)

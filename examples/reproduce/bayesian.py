@@ -34,7 +34,7 @@ class Posterior(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a network drawn anew; keeps its share of KL(posterior, prior), in nats, as `divergence`."""
-        weights, self.divergence = self.draw(torch.randn(self.noise_size))
+        weights, self.divergence = self.draw(torch.randn(self.noise_size, device=self.means[0].device))
         logits: Tensor = functional_call(self.target, weights, (images,))
         return logits
 
@@ -43,7 +43,7 @@ class Posterior(nn.Module, ABC):
         """The network that belongs to noise ``(noise_size,)``, and the divergence as it is estimated there."""
 
     def _gaussian(self, noise: Tensor, means: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        weights, divergence = {}, torch.zeros(())
+        weights, divergence = {}, noise.new_zeros(())
         parts = zip(self.names, means, self.log_variances, noise.split(self.sizes), strict=True)
         for name, mean, log_variance, part in parts:
             variance = log_variance.exp().clamp(max=0.25)
@@ -124,13 +124,14 @@ class MNF(Posterior):
     def draw(self, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The network that belongs to noise ``(noise_size,)``, and the divergence with its bound for the flows."""
         own, rest = noise.split([sum(self.sizes), sum(self.lengths)])
-        means, densities, multipliers = list(self.means), torch.zeros(()), []
+        zero = noise.new_zeros(())
+        means, densities, multipliers = list(self.means), zero, []
         for (index, axis), part, base, flow in zip(
             self.axes.items(), rest.split(self.lengths), self.base, self.forward_flows, strict=True
         ):
             mean, log_variance = base
             z, determinant = flow(mean + (0.5 * log_variance).exp() * part)
-            densities = densities + _log_normal(part, torch.zeros(()), torch.zeros(())) - 0.5 * log_variance.sum() - determinant
+            densities = densities + _log_normal(part, zero, zero) - 0.5 * log_variance.sum() - determinant
             shape = [1] * means[index].ndim
             shape[axis] = -1
             means[index] = means[index] * z.view(shape)

@@ -55,6 +55,11 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         y, x = torch.randint(2 * self.shift + 1, (2, len(chosen)))
         return self.padded.unfold(2, height, 1).unfold(3, width, 1)[chosen, :, y, x]
 
+    def to(self, device: torch.device) -> "Images":
+        """The same images on a device; there they are neither shifted nor mirrored."""
+        parts = (self.images, self.labels, self.mean.flatten(), self.std.flatten())
+        return Images(*(part.to(device) for part in parts))
+
     def loader(self, batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches; the incomplete last one is left out where they are shuffled."""
         return DataLoader(self, batch_size, shuffle, drop_last=shuffle, collate_fn=_as_it_is)
@@ -93,7 +98,8 @@ def outside(path: Path, like: Images) -> Images:
     """The images of another data set, standardised like those; labels that say nothing."""
     arrays = np.load(path)
     images = _channels_first(torch.from_numpy(next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3)))
-    return Images(images, torch.zeros(len(images), dtype=torch.long), like.mean.flatten(), like.std.flatten())
+    labels = torch.zeros(len(images), dtype=torch.long)
+    return Images(images, labels, like.mean.flatten(), like.std.flatten()).to(like.images.device)
 
 
 def digits() -> tuple[Images, Images]:

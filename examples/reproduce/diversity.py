@@ -29,13 +29,22 @@ WEIGHTS = {
     "mutual_information": (0.01, 0.1, 1.0),
     "repulsion": (0.01, 0.1, 1.0),
 }
+KERNELS = tuple((method, space) for space in ("outputs", "weights") for method in ("kde", "svgd", "gfsf"))
 BETTER = (("entropy", 1e-3), ("entropy", 1e-2), ("variance", 1e-2), ("variance", 1e-1), ("ensemble", 0.3))
+TOGETHER = (
+    {"variance": 1e-1, "entropy": 1e-3},
+    {"variance": 1e-1, "ensemble": 0.3},
+    {"entropy": 1e-3, "ensemble": 0.3},
+)
 COMPONENTS = (1, 2, 4, 8)
 SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement", "seconds")
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Components alone, by either start; every loss with one mean code; the better ones with one and four mean weights."""
+    """Components alone, by either start; every loss with one mean code; the better ones with one and four mean weights.
+
+    Then the other kernels with one mean code, and two losses together with four mean weights.
+    """
     for start in ("mean_code", "mean_weights"):
         for components in COMPONENTS:
             yield {"start": start, "components": components, "diversity": {}}
@@ -45,6 +54,12 @@ def settings() -> Iterator[dict[str, Any]]:
     for components in (1, 4):
         for name, weight in BETTER:
             yield {"start": "mean_weights", "components": components, "diversity": {name: weight}}
+    for method, space in KERNELS[1:]:
+        for weight in WEIGHTS["repulsion"]:
+            loss = {"weight": weight, "method": method, "space": space}
+            yield {"start": "mean_code", "components": 1, "diversity": {"repulsion": loss}}
+    for losses in TOGETHER:
+        yield {"start": "mean_weights", "components": 4, "diversity": losses}
 
 
 def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, sets: tuple[Images, Images]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
     majorities, means, singles = [], [], []
     for _ in range(ensembles):
         ensemble = hypernet.ensemble(members)
-        metrics = [EnsembleAccuracy("majority"), EnsembleAccuracy(), MemberAccuracy("none")]
+        kinds = (EnsembleAccuracy("majority"), EnsembleAccuracy(), MemberAccuracy("none"))
+        metrics = [metric.to(images.images.device) for metric in kinds]
         with torch.no_grad():
             for inputs, labels in images.loader(BATCH, shuffle=False):
                 predicted = ensemble.members(inputs)
@@ -52,7 +53,7 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
         majority, mean, single = (metric.compute() for metric in metrics)
         majorities.append(float(majority))
         means.append(float(mean))
-        singles.append(single)
+        singles.append(single.cpu())
     members_own = torch.cat(singles)
     mode = float((1000 * members_own).round().mode().values) / 10
     return {
@@ -106,8 +107,9 @@ def analyse(hypernet: Hypernet, images: Images, other: Path, training: list[Tens
         }
         save(lines.plot()[0], folder / f"{name}_paths_{where}.png")
         found[f"noise_{where}"] = noise(hypernet, component, few)
+    kernels = [key for key, shape in hypernet.banks.shapes.items() if len(shape) == 4]
     save(scatter(hypernet, samples=600, dimensions=4).plot()[0], folder / f"{name}_scatter.png")
-    save(filter_images(hypernet, next(iter(hypernet.banks.shapes))).plot()[0], folder / f"{name}_filters.png")
+    save(filter_images(hypernet, kernels[0]).plot()[0], folder / f"{name}_filters.png")
     size = float(1 / images.std.mean())
     for kind, attacked in (("targeted", 1), ("targeted", 10), ("fgsm", 1), ("pgd", 1)):
         loader = few.loader(100, shuffle=False)
@@ -140,6 +142,9 @@ def analyse(hypernet: Hypernet, images: Images, other: Path, training: list[Tens
     axes.set(xlabel="networks", ylabel="accuracy, %", xscale="log")
     axes.legend()
     save(figure, folder / f"{name}_averaging.png")
+    save(scatter(hypernet, 600, 4, bank="0").plot()[0], folder / f"{name}_scatter_layer.png")
+    save(scatter(hypernet, 600, 4, bank="0", filter=0).plot()[0], folder / f"{name}_scatter_filter.png")
+    save(filter_images(hypernet, kernels[1]).plot()[0], folder / f"{name}_filters_2.png")
     return found
 
 
@@ -159,12 +164,14 @@ def main() -> None:
     kind, what, _ = name.rsplit("_", 2)
     small = kind == "mnist"
     data = "mnist" if small else "cifar10"
-    train, images = load(data, options.data_dir, standardise=not (small and what == "paper"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, images = (one.to(device) for one in load(data, options.data_dir, standardise=not (small and what == "paper")))
     target, example = (resnet32 if kind == "cifar_resnet" else TARGETS[data])(), images[0][0][None]
-    hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example)
+    hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example).to(device)
     training = [inputs for inputs, _ in islice(train.loader(BATCH, shuffle=True), 4)]
     hypernet.calibrate(training)
-    result: dict[str, Any] = {"step": int(torch.load(options.checkpoint, map_location="cpu")["global_step"])}
+    last = json.loads((options.checkpoint.parent / "journal.jsonl").read_text().splitlines()[-1])
+    result: dict[str, Any] = {key: last[key] for key in ("step", "images", "seconds")}
     result["ten_members"] = measure(hypernet.ensemble(10).members, images)
     weights = MetricCollection({"symmetry_distance": SymmetryDistance(hypernet), "cosine": WeightCosine()})
     weights.update(hypernet.sample(10))

@@ -22,7 +22,7 @@ def measure(members: Callable[[Tensor], Tensor], images: Images) -> dict[str, fl
     Returns:
         The value of each metric by name.
     """
-    metrics = population_metrics(10)
+    metrics = population_metrics(10).to(images.images.device)
     for inputs, labels in images.loader(BATCH, shuffle=False):
         metrics.update(members(inputs), labels)
     return {name: round(float(value), 5) for name, value in metrics.compute().items()}

@@ -107,11 +107,17 @@ class Journal(pl.Callback):
             file.write(json.dumps(line) + "\n")
 
     def state_dict(self) -> dict[str, float]:
-        """The clock."""
-        return {"seconds": self.seconds}
+        """The clock, and what a training that goes on must have in common."""
+        return {"seconds": self.seconds, "batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Set the clock."""
+        """Set the clock.
+
+        Raises:
+            ValueError: If the training had another batch size.
+        """
+        if state_dict["batch_size"] != self.batch_size:
+            raise ValueError(f"{self.path} is of {state_dict['batch_size']} images a step, not {self.batch_size}")
         self.seconds = state_dict["seconds"]
 
 

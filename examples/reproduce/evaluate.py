@@ -170,8 +170,14 @@ def main() -> None:
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example).to(device)
     training = [inputs for inputs, _ in islice(train.loader(BATCH, shuffle=True), 4)]
     hypernet.calibrate(training)
-    last = json.loads((options.checkpoint.parent / "journal.jsonl").read_text().splitlines()[-1])
-    result: dict[str, Any] = {key: last[key] for key in ("step", "images", "seconds")}
+    saved = torch.load(options.checkpoint, map_location="cpu")
+    line = json.loads((options.checkpoint.parent / "journal.jsonl").read_text().splitlines()[-1])
+    step = int(saved["global_step"])
+    result: dict[str, Any] = {
+        "step": step,
+        "images": step * line["images"] // line["step"],
+        "seconds": round(saved["callbacks"]["Journal"]["seconds"], 1),
+    }
     result["ten_members"] = measure(hypernet.ensemble(10).members, images)
     weights = MetricCollection({"symmetry_distance": SymmetryDistance(hypernet), "cosine": WeightCosine()})
     weights.update(hypernet.sample(10))
@@ -180,7 +186,8 @@ def main() -> None:
     fewer = some(images, options.images)
     result["ensembles"], singles = many_ensembles(hypernet, fewer, options.ensembles, options.members)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.hist(100 * singles, bins=40)
+    tenths = np.arange(np.floor(1000 * float(singles.min())), np.ceil(1000 * float(singles.max())) + 1) / 10
+    axes.hist(100 * singles, bins=tenths - 0.05)
     axes.axvline(result["ensembles"]["majority_mean"], color="tab:red", label="majority of an ensemble")
     axes.set(xlabel="test accuracy, %", ylabel="networks")
     axes.legend()

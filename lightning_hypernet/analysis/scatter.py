@@ -89,7 +89,7 @@ def scatter(
         directions, sizes, _ = torch.linalg.svd(joined - joined.mean(0), full_matrices=False)
     shown = min(dimensions, len(sizes))
     variances = sizes.square()
-    name = "all weights" if bank is None else bank if filter is None else f"filter {filter} of {bank}"
+    name = "all weights" if bank is None else f"bank {bank}" if filter is None else f"filter {filter} of bank {bank}"
     return Scatter(
         (directions * sizes)[:, :shown].cpu(),
         (variances / variances.sum().clamp(min=1e-30))[:shown].cpu(),

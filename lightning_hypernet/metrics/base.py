@@ -10,15 +10,44 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class PopulationMetric(Metric):
+class Plottable(Metric):
+    """A metric that draws itself."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    def plot(self, value: Any = None, ax: Any = None) -> Any:
+        """Draw a value, or several over time; by default what `compute` returns. Returns figure and axes of matplotlib."""
+        return self._plot(value, ax)
+
+
+class Mean(Plottable):
+    """The mean of all numbers that `tally` was given."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def tally(self, values: Tensor) -> None:
+        """Add numbers ``(n,)``."""
+        self.total += values.double().sum().to(self.total.device)
+        self.count += len(values)
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar."""
+        return (self.total / self.count).float()
+
+
+class PopulationMetric(Plottable):
     """A metric of the class probabilities that several networks give the same examples.
 
     Predictions are ``(members, batch, classes)``: probabilities, or logits, which are told by numbers outside [0, 1], as
     everywhere in torchmetrics. Labels are ``(batch,)``.
     """
-
-    is_differentiable = False
-    full_state_update = False
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -53,34 +82,17 @@ class PopulationMetric(Metric):
                 "reset() it before another ensemble"
             )
 
-    def plot(self, value: Any = None, ax: Any = None) -> Any:
-        """Draw a value, or several over time; by default what `compute` returns. Returns figure and axes of matplotlib."""
-        return self._plot(value, ax)
 
-
-class MeanScore(PopulationMetric):
+class MeanScore(Mean, PopulationMetric):
     """The mean over examples of a score of each."""
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
-        self.total += self.score(probabilities, labels).double().sum()
-        self.count += len(labels)
+        self.tally(self.score(probabilities, labels))
 
     @abstractmethod
     def score(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         """The score of every example, ``(batch,)``."""
-
-    def compute(self) -> Tensor:
-        """The mean, a scalar."""
-        return (self.total / self.count).float()
 
 
 def entropy(probabilities: Tensor) -> Tensor:

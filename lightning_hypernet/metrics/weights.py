@@ -8,26 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.metrics.base import Mean
 from lightning_hypernet.population import Population
 
 
-class _PairsOfNetworks(Metric):
+class _PairsOfNetworks(Mean):
     """The mean of a number over all pairs of networks of the populations it is updated with."""
 
-    is_differentiable = False
     higher_is_better = None
-    full_state_update = False
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, population: Population) -> None:
@@ -42,21 +32,11 @@ class _PairsOfNetworks(Metric):
         if len(population) < 2:
             raise ValueError("pairs need two networks or more, not 1")
         for index in range(1, len(population)):
-            values = self.of_pairs(population[index : index + 1], population[:index])
-            self.total += values.double().sum().to(self.total.device)
-            self.count += len(values)
+            self.tally(self.of_pairs(population[index : index + 1], population[:index]))
 
     @abstractmethod
     def of_pairs(self, one: Population, others: Population) -> Tensor:
         """The number for one network and each of the others: ``(others,)``."""
-
-    def compute(self) -> Tensor:
-        """The mean, a scalar."""
-        return (self.total / self.count).float()
-
-    def plot(self, value: Any = None, ax: Any = None) -> Any:
-        """Draw a value, or several over time; by default what `compute` returns. Returns figure and axes of matplotlib."""
-        return self._plot(value, ax)
 
 
 class WeightCosine(_PairsOfNetworks):

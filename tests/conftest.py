@@ -1,5 +1,11 @@
+import os
+
 import pytest
 import torch
+
+# Tensors are small: a second thread gains nothing, and beside other work it waits more than it computes.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
 
@@ -33,7 +32,6 @@ def test_bake_off(tmp_path, monkeypatch):
     every = list(diversity.settings())
     assert {name for setting in every for name in setting["diversity"]} == set(diversity.WEIGHTS)
     monkeypatch.setattr(diversity, "settings", lambda: every[2:40:37])
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(sys, "argv", ["diversity.py", "digits", "--steps", "2", "--out", str(tmp_path)])
     for _ in range(2):
         diversity.main()

@@ -70,6 +70,7 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
     }, members_own
 
 
+@torch.no_grad()
 def noise(hypernet: Hypernet, component: int | None, images: Images) -> dict[str, float]:
     """The control: one network with Gaussian noise on each weight, as large as the spread of a hundred sampled networks.
 

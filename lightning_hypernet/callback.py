@@ -79,7 +79,7 @@ class HypernetCallback(_Base):
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
         self._step: Callable[..., Any] | None = None
-        Plugins(self.plugins).build_diversity(diversity)
+        self._asked()  # a mistake is told here, not when training starts
 
     @property
     def hypernet(self) -> Hypernet:
@@ -120,25 +120,20 @@ class HypernetCallback(_Base):
 
     def _build(self, target: nn.Module) -> Hypernet:
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
-        self._set_diversity(hypernet)
+        _set_diversity(hypernet, self._asked())
         return hypernet
 
-    def _set_diversity(self, hypernet: Hypernet) -> None:
-        diversity = Plugins(self.plugins).build_diversity(self._diversity)
-        if diversity.losses:
-            with torch.no_grad():
-                diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
-        hypernet.diversity = diversity.to(hypernet.member_latents.device)
+    def _asked(self) -> WeightedDiversity:
+        return Plugins(self.plugins).build_diversity(self._diversity)
 
     def _take_over(self, hypernet: Hypernet) -> None:
         """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
         different = hypernet.differences(self.hypernet_options)
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
-        asked = Plugins(self.plugins).build_diversity(self._diversity)
-        present = hypernet.diversity
-        if not isinstance(present, WeightedDiversity) or present.options != asked.options:
-            self._set_diversity(hypernet)
+        asked = self._asked()
+        if not asked.same(hypernet.diversity):
+            _set_diversity(hypernet, asked)
         self._hypernet = hypernet
 
     def _wrap_module(self, pl_module: pl.LightningModule) -> Hypernet:
@@ -258,6 +253,13 @@ class HypernetCallback(_Base):
             state = self.hypernet.state_dict()
             checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
         checkpoint.setdefault("hypernet", {})[self.target] = {"prefix": prefix, "options": self.hypernet.options}
+
+
+def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
+    if diversity.losses:
+        with torch.no_grad():
+            diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
+    hypernet.diversity = diversity.to(hypernet.member_latents.device)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:

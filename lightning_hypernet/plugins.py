@@ -117,20 +117,20 @@ class Plugins:
         """
         names = (diversity,) if isinstance(diversity, str) else diversity or ()
         chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
-        losses, weights, given = {}, {}, {}
+        losses, weights, arguments = {}, {}, {}
         for name, options in chosen.items():
             if name not in self.losses:
                 raise ValueError(f"unknown diversity loss {name!r}; there are {', '.join(sorted(self.losses))}")
-            arguments = dict(options) if isinstance(options, Mapping) else {"weight": options}
-            weight = arguments.pop("weight", self.losses[name].default_weight)
+            given = dict(options) if isinstance(options, Mapping) else {"weight": options}
+            weight = given.pop("weight", self.losses[name].default_weight)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise TypeError(f"the weight of the diversity loss {name!r} must be a number, not {weight!r}")
-            weights[name], given[name] = float(weight), arguments
+            weights[name], arguments[name] = float(weight), given
             try:
-                losses[name] = self.losses[name](**arguments)
+                losses[name] = self.losses[name](**given)
             except TypeError as error:
                 raise TypeError(f"the diversity loss {name!r} does not take these arguments: {error}") from error
-        return WeightedDiversity(losses, weights, given)
+        return WeightedDiversity(losses, weights, arguments)
 
     def listing(self) -> list[PluginInfo]:
         """Every loaded plug-in, in the order of their names."""

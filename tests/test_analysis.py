@@ -123,6 +123,7 @@ def test_filter_images(trained):
     draws = hypernet.prior.draws
     result = filter_images(hypernet, "0.weight", filter=2, samples=7)
     hypernet.prior.draws = draws
+    assert result.images.shape == (7, 3, 3)
     assert torch.allclose(result.images, hypernet.gauge(hypernet.sample(7).weights)["0.weight"][:, 2, 0])
     drawn(result)
     with pytest.raises(ValueError, match="'0.weight' has filters 0 to 2, not 3"):
@@ -163,6 +164,7 @@ def test_larger_attacks_succeed_more_often(trained, attack):
     drawn(result)
     both = adversarial(hypernet, loader, (1.5,), attack, attacked=5, ensemble=6)
     assert both.attacked > 0.3
+    assert not hypernet.training
 
 
 def test_attacks_are_counted_on_both(trained):
@@ -235,6 +237,7 @@ def test_averaging(trained):
     result = averaging(ensemble, loader, (1, 5, 10, 20), loader)
     assert list(result.counts) == [1, 5, 10]
     assert result.average[0] == result.ensemble[0]
+    assert len(ensemble[:5]) == 5
     x, y = loader.dataset.tensors
     average, joined = ensemble[:5].average(loader)(x), ensemble[:5].members(x).softmax(-1).mean(0)
     assert result.average[1] == (average.argmax(-1) == y).float().mean()

@@ -43,7 +43,11 @@ class WeightedDiversity(nn.Module):
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights)
-        self.options = {name: (weights[name], dict(arguments[name])) for name in losses}
+        self.arguments = {name: dict(given) for name, given in arguments.items()}
+
+    def same(self, other: nn.Module | None) -> bool:
+        """Whether another module is the same sum of losses, each built with the same arguments."""
+        return isinstance(other, WeightedDiversity) and (self.weights, self.arguments) == (other.weights, other.arguments)
 
     def prepare(self, population: Population) -> None:
         """Let every loss see a first population."""

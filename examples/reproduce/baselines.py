@@ -84,11 +84,13 @@ def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> tuple[nn.
     return module.model.eval(), journal.seconds
 
 
-def scores_of(target: nn.Module, networks: list[Mapping[str, Tensor]], test: Images) -> dict[str, float]:
-    """Every metric of the networks, and the accuracy of the mean of their weights."""
+def scores_of(target: nn.Module, networks: list[Mapping[str, Tensor]], test: Images) -> dict[str, Any]:
+    """Every metric of the networks, and the accuracies of each and of the mean of their weights."""
     mean = {name: torch.stack([weights[name] for weights in networks]).mean(0) for name in networks[0]}
-    average = measure(partial(run_all, target, [mean, mean]), test)["member_accuracy"]
-    return measure(partial(run_all, target, networks), test) | {"average_of_weights_accuracy": average}
+    pairs = [[weights, weights] for weights in (*networks, mean)]  # some metrics compare two members
+    *each, average = (measure(partial(run_all, target, pair), test)["member_accuracy"] for pair in pairs)
+    together = measure(partial(run_all, target, networks), test)
+    return together | {"member_accuracies": each, "average_of_weights_accuracy": average}
 
 
 class Snapshots(pl.Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -154,7 +154,12 @@ def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
 
     Returns:
         The same pytree, of tensors ``(...)`` unless `reduce` is None.
+
+    Raises:
+        ValueError: If there is no such way to join them.
     """
+    if reduce not in get_args(Reduction):
+        raise ValueError(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
     if reduce is None:
         return outputs
     return tree_map(lambda leaf: _reduce_leaf(leaf, reduce) if isinstance(leaf, Tensor) else leaf, outputs)

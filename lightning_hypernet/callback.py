@@ -159,7 +159,13 @@ class HypernetCallback(_Base):
         return hypernet
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap `training_step`, and see that the optimizers have the generator's parameters."""
+        """Wrap `training_step`, and see that the Hypernet trains and the optimizers have the generator's parameters.
+
+        Trainers leave every module in the mode it is in, and loaders of pretrained models return them in evaluation mode: the
+        modules of the target stay so, the Hypernet itself does not.
+        """
+        self.hypernet.training = True
+        self.hypernet.generator.train()
         trained = {
             id(parameter)
             for optimizer in trainer.optimizers
@@ -174,6 +180,10 @@ class HypernetCallback(_Base):
             )
         self._step = vars(pl_module).get("training_step")
         pl_module.training_step = self._wrapped(trainer, pl_module)  # type: ignore[method-assign]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Estimate the members' norm statistics anew, for use without the trainer."""
+        self._calibrate()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give `training_step` back."""
@@ -207,7 +217,8 @@ class HypernetCallback(_Base):
                 if hypernet.population is None:
                     raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
                 if diversity.losses:
-                    hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
+                    if hypernet.population.targets is None:
+                        hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
                     values = diversity(hypernet.population)
                     loss = loss + diversity.total(values)
                     for name, value in values.items():

@@ -452,8 +452,10 @@ class Hypernet(nn.Module):
 
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
-        if not self.calibrated and not self.training:
-            self._warn_uncalibrated()
+        if not self.training and not self.calibrated:
+            self._warn_uncalibrated("never estimated")
+        elif not self.training and self._stale:
+            self._warn_uncalibrated("estimated before the last training step")
         tensors = itertools.chain(self.parameters(), self.buffers())
         versions = [tensor._version for tensor in tensors if not tensor.is_inference()]
         state = (torch.is_autocast_enabled(self.member_latents.device.type), *versions)
@@ -516,11 +518,11 @@ class Hypernet(nn.Module):
         if self._recent:
             self.calibrate(population=population)
         else:
-            self._warn_uncalibrated()
+            self._warn_uncalibrated("never estimated")
 
-    def _warn_uncalibrated(self) -> None:
+    def _warn_uncalibrated(self, when: str) -> None:
         warnings.warn(
-            f"the norm statistics of these networks of {type(self.target).__name__} were never estimated; call "
+            f"the norm statistics of these networks of {type(self.target).__name__} were {when}; call "
             "hypernet.calibrate(loader) with training data",
             stacklevel=4,
         )

@@ -136,11 +136,20 @@ class Population:
 
     @property
     def output_targets(self) -> Tensor:
-        """What the examples behind `outputs` should map to: ``(examples, ...)``."""
+        """What the examples behind `outputs` should map to: ``(examples, ...)``.
+
+        Raises:
+            ValueError: If there are no targets, or more or fewer than inputs.
+        """
         if not isinstance(self.targets, Tensor):
             raise ValueError(
                 "the population has no targets: batches must be (inputs, targets), or set `hypernet.population.targets` "
                 f"by hand; they are {type(self.targets).__name__}"
+            )
+        if self.batch is not None and len(self.targets) != self.batch.batch:
+            raise ValueError(
+                f"the targets are {len(self.targets)} and the inputs {self.batch.batch}: where training_step changes the batch "
+                "before it calls the target, set `hypernet.population.targets` there to those of these inputs"
             )
         return self.targets[: self.outputs.shape[1]]
 

@@ -135,6 +135,21 @@ def test_filter_images(trained):
         filter_images(hypernet, "1.weight")
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filter_images_of_a_transposed_convolution(groups):
+    layer = nn.ConvTranspose2d(2, 6, 3, groups=groups)
+    hypernet = Hypernet(layer, gauge="none")
+    shown = filter_images(hypernet, "weight", filter=5, channel=2 // groups - 1, samples=1).images[0]
+    hypernet.prior.draws -= 1
+    (network,) = hypernet.materialize(hypernet.sample(1))
+    impulse = torch.zeros(1, 2, 1, 1)
+    impulse[0, 1] = 1
+    response = network(impulse) - network.bias.view(-1, 1, 1)
+    assert torch.allclose(shown, response[0, 5], atol=1e-6)
+    with pytest.raises(ValueError, match="'weight' has filters 0 to 5, not 6"):
+        filter_images(hypernet, "weight", filter=6)
+
+
 def test_attacks_on_a_linear_model():
     """Where the gradient is known by hand."""
     weight = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])

@@ -225,6 +225,28 @@ def test_evaluation_uses_calibrated_members():
     assert torch.allclose(prediction, module.seen["test"][0], atol=1e-6)
 
 
+def test_norm_statistics_fit_the_weights_after_training():
+    callback, _ = fit(Classifier(), max_epochs=3, check_val_every_n_epoch=2)
+    hypernet = callback.hypernet.eval()
+    x = next(iter(data()))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs = hypernet(x)
+    hypernet.calibrate()
+    assert torch.equal(hypernet(x), outputs)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_target_that_comes_in_evaluation_mode_is_trained(automatic):
+    """Loaders of pretrained models return it so, and trainers leave it so."""
+    module = Classifier()
+    module.automatic_optimization = automatic
+    module.model.eval()
+    callback, trainer = fit(module, callback=HypernetCallback(samples=4))
+    assert callback.hypernet.prior.draws == 2 + 2 * trainer.num_training_batches  # first codes, members, every step
+    assert not callback.hypernet.target.training
+
+
 def test_fit_then_test_then_resume(tmp_path):
     def trainer(epochs, callback):
         return pl.Trainer(
@@ -470,13 +492,19 @@ def test_two_processes(tmp_path):
     """Ranks draw different networks, search neighbours among all, and keep equal parameters."""
     (tmp_path / "main.py").write_text(
         """
-import sys
+import math, sys
 import pytorch_lightning as pl, torch
 from pytorch_lightning.demos.boring_classes import BoringModel
 from lightning_hypernet import HypernetCallback
+from lightning_hypernet.diversity import OutputEntropy
 
 class Model(BoringModel):
     def on_train_end(self):
+        population = self.layer.sample(3)
+        outputs = population.outputs = torch.randn(3, 2 + self.global_rank, generator=torch.Generator().manual_seed(0))
+        apart = torch.cdist(outputs, outputs).fill_diagonal_(math.inf).min(1).values
+        by_hand = -population.latents.shape[1] * apart.log().mean() - torch.digamma(torch.tensor(3.0))
+        assert torch.allclose(OutputEntropy()(population), by_hand), "outputs of other examples were compared"
         sums = self.all_gather(torch.stack([p.detach().sum() for p in self.parameters()]))
         latents = self.all_gather(self.layer.sample(2).latents)
         assert torch.equal(sums[0], sums[1]), "parameters differ"
@@ -492,6 +520,32 @@ trainer.fit(Model())
     run = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     assert "both agree" in run.stdout
+
+
+class Shuffled(Classifier):
+    """Calls the target with other examples than the batch's first."""
+
+    def __init__(self, told, keep=16):
+        super().__init__(norm=False)
+        self.told, self.keep = told, keep
+
+    def training_step(self, batch, batch_idx):
+        order = torch.randperm(16)[: self.keep]
+        x, y = (part[order] for part in batch)
+        loss = F.cross_entropy(self.model(x), y)
+        if self.told:
+            self.model.population.targets = y
+        joined = self.model.population.outputs.softmax(-1).mean(0).log()
+        self.by_hand = F.nll_loss(joined, y)
+        return loss
+
+
+def test_targets_of_a_changed_batch():
+    module = Shuffled(told=True)
+    _, trainer = fit(module, callback=HypernetCallback(diversity={"ensemble": 0.3}, samples=4))
+    assert trainer.logged_metrics["hypernet/ensemble"] == pytest.approx(module.by_hand.item(), rel=1e-5)
+    with pytest.raises(RuntimeError, match="the targets are 16 and the inputs 8: where training_step changes the batch"):
+        fit(Shuffled(told=False, keep=8), callback=HypernetCallback(diversity={"ensemble": 0.3}, samples=4))
 
 
 def test_gradients_accumulate_over_batches():

@@ -43,6 +43,9 @@ def test_predictions():
     assert torch.allclose(networks(x).exp(), outputs.softmax(-1).mean(0), atol=1e-6)
     networks.reduce = "majority"
     assert torch.allclose(networks(x), F.one_hot(outputs.argmax(-1), 3).float().mean(0))
+    networks.reduce = "log_probs"
+    with pytest.raises(ValueError, match=r"reduce must be one of \('mean', .*, not 'log_probs'"):
+        networks(x)
 
 
 def test_a_part_is_independent_of_the_whole():

@@ -191,6 +191,15 @@ def test_training_inputs_calibrate_what_is_sampled():
     assert module[1].num_batches_tracked == 3
 
 
+def test_statistics_of_older_weights_are_told():
+    torch.manual_seed(0)
+    hypernet = Hypernet(convnet(), samples=2)
+    hypernet.calibrate([torch.randn(16, 1, 8, 8)])
+    hypernet.train()(torch.randn(16, 1, 8, 8))
+    with pytest.warns(UserWarning, match="were estimated before the last training step; call hypernet.calibrate"):
+        hypernet.eval()(torch.randn(16, 1, 8, 8))
+
+
 def test_modes_of_submodules_are_kept():
     target = convnet().train()
     target[1].eval()

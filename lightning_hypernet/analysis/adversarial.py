@@ -93,7 +93,7 @@ class Adversarial:
     Args:
         sizes: ``(n,)``, of the attacks.
         attacked: ``(n,)``, for the network or ensemble that was attacked.
-        transferred: ``(n,)``, for another ensemble that is given the same examples.
+        transferred: ``(n,)``, for another ensemble that is given the same examples; those it had wrong without an attack count.
         clean: Share of all examples that the attacked one gets right.
     """
 

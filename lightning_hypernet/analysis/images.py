@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_hypernet.hypernet import Hypernet
 
@@ -65,13 +65,15 @@ def filter_images(
     shapes = {name: shape for name, shape in hypernet.banks.shapes.items() if len(shape) in (2, 4)}
     if parameter not in shapes:
         raise ValueError(f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}")
-    if len(shapes[parameter]) == 4:
-        for what, index, count in zip(("filter", "channel"), (filter, channel), shapes[parameter], strict=False):
-            if not 0 <= index < count:
-                raise ValueError(f"{parameter!r} has {what}s 0 to {count - 1}, not {index}")
     with torch.no_grad():
         population = hypernet.sample(samples, component)
         weights = hypernet.gauge(population.weights, [parameter])[parameter]
     if weights.ndim == 3:
         return FilterImages(weights.cpu(), parameter)
+    layer = hypernet.target.get_submodule(parameter.rpartition(".")[0])
+    if isinstance(layer, nn.ConvTranspose2d):  # (in, out / groups, height, width)
+        weights = weights.unflatten(1, (layer.groups, -1)).transpose(2, 3).flatten(1, 2)
+    for what, index, count in zip(("filter", "channel"), (filter, channel), weights.shape[1:3], strict=True):
+        if not 0 <= index < count:
+            raise ValueError(f"{parameter!r} has {what}s 0 to {count - 1}, not {index}")
     return FilterImages(weights[:, filter, channel].cpu(), f"{parameter}, filter {filter}, channel {channel}")

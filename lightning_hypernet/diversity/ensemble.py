@@ -21,6 +21,10 @@ class EnsembleLoss(DiversityLoss):
     ambiguity of Krogh and Vedelsby (1995) for the squared loss. Weighing it by more than 1 rewards disagreement even where it
     costs the ensemble.
 
+    The callback takes the second entry of the batch, or the one named targets or labels, for the targets of the inputs that the
+    target is called with first. A training step that shuffles, mixes or selects them sets `hypernet.population.targets` after
+    that call.
+
     Args:
         loss: Name of a function of `torch.nn.functional` that takes outputs and targets, or such a function.
         join: ``"log_mean_prob"``: the outputs are logits over the last axis, the joined one is the log of the mean probability.

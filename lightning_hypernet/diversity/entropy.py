@@ -28,13 +28,13 @@ def _ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _of_all_ranks(parts: Sequence[Tensor]) -> list[Tensor]:
+def _gathered(parts: Sequence[Tensor], ranks: int) -> list[Tensor]:
     """The vectors of all ranks, parts of ``(ranks * N, D)``, those of this rank at `rank * N`; gathered at once."""
     parts = [part.detach() for part in parts]
-    if _ranks() == 1:
+    if ranks == 1:
         return parts
     own = torch.cat(parts, dim=1)
-    gathered = [torch.empty_like(own) for _ in range(_ranks())]
+    gathered = [torch.empty_like(own) for _ in range(ranks)]
     distributed.all_gather(gathered, own)
     return list(torch.cat(gathered).split([part.shape[1] for part in parts], dim=1))
 
@@ -100,16 +100,17 @@ def _nearest(everyone: Sequence[Tensor], own: Tensor, p: Literal[1, 2]) -> Tenso
     return apart[own].index_put((own - own[0], own), apart.new_tensor(math.inf)).argmin(1)
 
 
-def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2) -> Tensor:
+def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2, all_ranks: bool = True) -> Tensor:
     """Distance of every vector to its nearest other one.
 
     Neighbours are found without gradient; only the N true distances are differentiated, as norms of differences, so
-    that memory is O(N D). The gradient of a distance of zero is zero. Under distributed training the neighbours are
-    searched among the vectors of all ranks; one of another rank is a constant here.
+    that memory is O(N D). The gradient of a distance of zero is zero.
 
     Args:
         vectors: ``(N, D)``, N > 1; or several such, whose columns are joined.
         p: 2 for Euclidean distances, 1 for sums of absolute differences.
+        all_ranks: Under distributed training, search the neighbours among the vectors of all ranks; one of another rank is a
+            constant here.
 
     Returns:
         ``(N,)``, in float32 or better.
@@ -118,17 +119,17 @@ def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2) 
         ValueError: If there are fewer than two vectors.
     """
     parts = [vectors] if isinstance(vectors, Tensor) else list(vectors)
-    count = len(parts[0])
-    if count * _ranks() < 2:
+    count, ranks = len(parts[0]), _ranks() if all_ranks else 1
+    if count * ranks < 2:
         raise ValueError(f"a nearest neighbour needs two networks or more, not {count}; raise `samples`")
     with torch.autocast(parts[0].device.type, enabled=False):
-        return _nearest_distances(parts, p)
+        return _nearest_distances(parts, p, ranks)
 
 
-def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2]) -> Tensor:
+def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2], ranks: int) -> Tensor:
     count = len(parts[0])
-    first = distributed.get_rank() * count if _ranks() > 1 else 0
-    everyone = _of_all_ranks(parts)
+    first = distributed.get_rank() * count if ranks > 1 else 0
+    everyone = _gathered(parts, ranks)
     nearest = _nearest(everyone, torch.arange(first, first + count, device=parts[0].device), p)
     if p == 2:
         pairs = zip(parts, everyone, strict=True)
@@ -137,13 +138,15 @@ def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2]) -> Tensor:
         return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
     sums = []
     for part, all_of_it in zip(parts, everyone, strict=True):
-        joined = part if _ranks() == 1 else torch.cat([all_of_it[:first], part, all_of_it[first + count :]])
+        joined = part if ranks == 1 else torch.cat([all_of_it[:first], part, all_of_it[first + count :]])
         exact = torch.promote_types(part.dtype, torch.float32)
         sums.append((part.to(exact) - joined[nearest].to(exact)).abs().sum(1))
     return torch.stack(sums).sum(0)
 
 
-def entropy(vectors: Tensor | Sequence[Tensor], dimension: int, p: Literal[1, 2] = 2, eps: float = 1e-8) -> Tensor:
+def entropy(
+    vectors: Tensor | Sequence[Tensor], dimension: int, p: Literal[1, 2] = 2, eps: float = 1e-8, all_ranks: bool = True
+) -> Tensor:
     r"""The Kozachenko-Leonenko estimate, without its constants, of the entropy of what N vectors were drawn from.
 
     .. math:: H = d \frac{1}{N} \sum_i \log(\epsilon_i + \mathrm{eps}) + \psi(N)
@@ -153,6 +156,7 @@ def entropy(vectors: Tensor | Sequence[Tensor], dimension: int, p: Literal[1, 2]
         dimension: d, the dimension of the manifold the vectors lie on: that of z.
         p: 2 for Euclidean distances, 1 for the sums of absolute differences of the original code.
         eps: Keeps exact duplicates finite.
+        all_ranks: Under distributed training, the N vectors are those of all ranks.
 
     Returns:
         A scalar, in nats.
@@ -162,8 +166,8 @@ def entropy(vectors: Tensor | Sequence[Tensor], dimension: int, p: Literal[1, 2]
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
         | https://arxiv.org/abs/1905.02898
     """
-    distances = nearest_distances(vectors, p)
-    count = distances.new_tensor(float(len(distances) * _ranks()))
+    distances = nearest_distances(vectors, p, all_ranks)
+    count = distances.new_tensor(float(len(distances) * (_ranks() if all_ranks else 1)))
     return dimension * (distances + eps).log().mean() + torch.digamma(count)
 
 

@@ -33,4 +33,5 @@ class OutputEntropy(DiversityLoss):
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus the entropy of its outputs, in nats."""
         outputs = population.outputs.softmax(-1) if self.softmax else population.outputs
-        return -entropy(outputs.flatten(1), population.latents.shape[1], self.p)
+        # the networks of another rank have seen other examples
+        return -entropy(outputs.flatten(1), population.latents.shape[1], self.p, all_ranks=False)

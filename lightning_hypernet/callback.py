@@ -166,6 +166,11 @@ class HypernetCallback(_Base):
         """
         self.hypernet.training = True
         self.hypernet.generator.train()
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.hypernet.target.modules()):
+            raise ValueError(
+                f"SyncBatchNorm in {self.target!r} normalises over all ranks, which train different networks; leave "
+                "sync_batchnorm off: every network has norm statistics of its own"
+            )
         trained = {
             id(parameter)
             for optimizer in trainer.optimizers
@@ -234,7 +239,7 @@ class HypernetCallback(_Base):
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before training there are no norm statistics to speak of."""
         self._calibrated = self.hypernet.calibrated.clone()
-        self.hypernet.calibrated.fill_(True)
+        self.hypernet.calibrated.fill_(1.0)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on missing norm statistics are told."""

@@ -156,6 +156,7 @@ class Ensemble(nn.Module):
             "members": len(self),
             "reduce": self.reduce,
             "execution": self.executor.mode,
+            "frozen": self.executor.frozen,
             "aliases": self.executor.aliases,
             "target": None if recipe is None else dict(recipe),
         }
@@ -193,6 +194,7 @@ class Ensemble(nn.Module):
         if problems:
             raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
         executor = Executor(target, content["aliases"], content["execution"])
+        executor.frozen = content["frozen"]
         executor.target.load_state_dict(groups["target"])
         return cls(
             executor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -18,6 +19,8 @@ from lightning_hypernet.arguments import Arguments
 
 ExecutionMode = Literal["auto", "loop", "vmap"]
 Tensors = Mapping[str, Tensor]
+_CONTAINERS = (list, dict, set, deque)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class Executor:
@@ -35,6 +38,7 @@ class Executor:
             raise ValueError(f"execution must be one of {', '.join(get_args(ExecutionMode))}, not {mode!r}")
         self.target = copy.deepcopy(target)
         self.mode = mode
+        self.frozen: list[bool] = []
         self.aliases = {name: tuple(names) for name, names in aliases.items()}
         self._fill(dict.fromkeys(self.aliases))
 
@@ -54,14 +58,19 @@ class Executor:
             self.target.get_submodule(path)._buffers[key] = value
 
     @property
+    def _norms(self) -> dict[str, nn.Module]:
+        """The norm layers of the target that keep running statistics."""
+        modules = self.target.named_modules()
+        return {path: module for path, module in modules if isinstance(module, _NormBase) and module.track_running_stats}
+
+    @property
     def statistics(self) -> dict[str, Tensor]:
         """The running statistics of the target's norm layers, by name."""
-        return {
-            f"{path}.{name}" if path else name: buffer
-            for path, module in self.target.named_modules()
-            if isinstance(module, _NormBase)
-            for name, buffer in module.named_buffers(recurse=False)
-        }
+        return _buffers_of(self._norms)
+
+    def note_frozen(self) -> None:
+        """Remember which norm layers are in evaluation mode in training: they keep the target's own statistics for good."""
+        self.frozen = [not module.training for module in self._norms.values()]
 
     def materialize(self, weights: Tensors, buffers: Tensors | None = None) -> nn.Module:
         """A plain copy of the target with one network's weights.
@@ -104,7 +113,7 @@ class Executor:
             weights: ``{name: (S, *shape)}``.
             arguments: Arguments of the call, shared by all networks or dealt out to them.
             buffers: ``{name: (S, *shape)}``, buffers of their own for every network.
-            method: Which method or submodule of the target is called.
+            method: Which method or submodule of the target is called, or which property is read.
             chunk_size: Networks that vmap runs at once; all by default.
 
         Returns:
@@ -168,7 +177,7 @@ class Executor:
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called = self.target if method == "forward" else operator.attrgetter(method)(self.target)
-        return called(*args, **kwargs)
+        return called(*args, **kwargs) if callable(called) else called
 
     def _vmap(self, weights: Tensors, arguments: Arguments, buffers: Tensors, method: str, chunk_size: int | None) -> list[Any]:
         networks = len(next(iter(weights.values())))
@@ -202,7 +211,7 @@ class Executor:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
 
         The cumulative average over batches, as `torch.optim.swa_utils.update_bn` computes it, but with every other layer in
-        evaluation mode.
+        evaluation mode, frozen norm layers too.
 
         Args:
             weights: ``{name: (S, *shape)}``.
@@ -216,17 +225,22 @@ class Executor:
         """
         networks = len(next(iter(weights.values())))
         total = {name: value.expand(networks, *value.shape).clone() for name, value in self.statistics.items()}
+        norms = self._norms
+        for path, frozen in zip(list(norms), self.frozen, strict=False):
+            if frozen:
+                del norms[path]
+        estimated = list(_buffers_of(norms))
         seen = 0
         with self._kept():
             self.target.eval()
-            for module in self.target.modules():
-                if isinstance(module, _NormBase) and module.track_running_stats:
-                    module.training, module.momentum = True, 1.0
+            for module in norms.values():
+                module.training, module.momentum = True, 1.0  # type: ignore[assignment]
             for seen, arguments in enumerate(batches, start=1):
                 for index, row in enumerate(_rows(weights)):
                     with self._installed(row, {}) as changed:
                         self._call("forward", *arguments.of(index))
-                    for name, value in total.items():
+                    for name in estimated:
+                        value = total[name]
                         if value.dtype.is_floating_point:
                             value[index] += (changed[name] - value[index]) / seen
                         else:
@@ -239,7 +253,7 @@ class Executor:
     def _kept(self) -> Iterator[None]:
         """Put back every attribute, parameter and buffer of the target afterwards."""
         before = [
-            (module, dict(vars(module)), _containers(module), dict(module._parameters), dict(module._buffers))
+            (module, dict(vars(module)), list(_containers(module)), dict(module._parameters), dict(module._buffers))
             for module in self.target.modules()
         ]
         try:
@@ -248,22 +262,30 @@ class Executor:
             for module, attributes, containers, parameters, buffers in before:
                 vars(module).clear()
                 vars(module).update(attributes)
-                for name, content in containers.items():
-                    attributes[name].clear()
-                    getattr(attributes[name], "extend" if isinstance(content, list) else "update")(content)
+                for container, content in containers:
+                    container.clear()
+                    getattr(container, "extend" if isinstance(content, (list, deque)) else "update")(content)
                 module._parameters.clear()
                 module._parameters.update(parameters)
                 module._buffers.clear()
                 module._buffers.update(buffers)
 
 
-def _containers(module: nn.Module) -> dict[str, Any]:
-    """Copies of the lists, dicts and sets that a module keeps."""
+def _buffers_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The buffers that modules, given by their paths, have themselves."""
     return {
-        name: copy.copy(value)
-        for name, value in vars(module).items()
-        if type(value) in (list, dict, set) and not name.startswith("_")
+        f"{path}.{name}" if path else name: buffer
+        for path, module in modules.items()
+        for name, buffer in module.named_buffers(recurse=False)
     }
+
+
+def _containers(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """The containers that a module keeps, and those inside of them, each with a copy."""
+    own = [value for name, value in vars(module).items() if isinstance(value, _CONTAINERS) and name not in _OF_EVERY_MODULE]
+    inner = [value for outer in own for value in (outer.values() if isinstance(outer, dict) else outer)]
+    for container in (*own, *(value for value in inner if isinstance(value, _CONTAINERS))):
+        yield container, copy.copy(container)
 
 
 def _rows(weights: Tensors) -> Iterator[dict[str, Tensor]]:

@@ -101,6 +101,11 @@ class FilterBank:
         """Numbers in each filter."""
         return sum(slot.size for slot in self.slots)
 
+    @property
+    def bare(self) -> bool:
+        """Whether the bank is a parameter that no rule reads."""
+        return self.name == self.slots[0].parameter
+
     def flatten(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Read the bank out of weights.
 
@@ -349,18 +354,19 @@ def _read(
 def _validate(banks: Sequence[FilterBank], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Stop rules, which plug-ins may bring, that read a parameter in part, twice or unevenly."""
     problems = []
-    covered = dict.fromkeys(shapes, 0)
+    rows: dict[str, list[int]] = {name: [] for name in shapes}
     for bank in banks:
         counts = {slot.parameter: slot.filters for slot in bank.slots}
         if len(set(counts.values())) > 1:
             problems.append(f"{bank.name}: the rule gives slots with different numbers of filters, {counts}")
         for slot in bank.slots:
-            covered[slot.parameter] += math.prod(slot.shape)
-    problems += [
-        f"{name}: the rule covers {covered[name]} of {math.prod(shape)} numbers"
-        for name, shape in shapes.items()
-        if covered[name] != math.prod(shape)
-    ]
+            rows[slot.parameter] += range(slot.start, slot.start + slot.shape[0]) if slot.shape else [0]
+            if slot.shape[1:] != shapes[slot.parameter][1:]:
+                problems.append(f"{slot.parameter}: the rule reads {slot.shape} of {shapes[slot.parameter]}, not whole rows")
+    for name, shape in shapes.items():
+        if sorted(rows[name]) != list(range(shape[0] if shape else 1)):
+            twice = len(rows[name]) - len(set(rows[name]))
+            problems.append(f"{name}: the rule covers {len(set(rows[name]))} of {(*shape, 1)[0]} rows, {twice} twice")
     if problems:
         raise ValueError("; ".join(problems))
 

@@ -31,7 +31,9 @@ class GeneratorConfig:
         rank: Inner size of the matrix extractor.
         start: ``"mean_weights"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z,
             and what is generated from it deviates from trained mean weights, which every component has of its own; these
-            are in the target's units, so that the learning rate of the plain target fits them. ``"mean_code"``: the same
+            are in the target's units, so that the learning rate of the plain target fits them. The first component's start
+            from the target's values, the others' from random numbers of the same mean and deviation, but for parameters that
+            no rule reads, which may hold a table. ``"mean_code"``: the same
             without mean weights, but for banks of a single filter; a generator that all components share.
             ``"pretrained"``: mean weights that are the target's own, in units of their deviation. ``"paper"``: codes and
             weights come from z alone, and every matrix starts at a tenth of the usual size.
@@ -281,7 +283,7 @@ class WeightGenerator(nn.Module):
         super().__init__()
         self.hidden = _Hidden(config.code_size, widths, config)
         self.head = _linear(self.hidden.outputs, bank.filter_size, config, activated=False)
-        center, scale = _statistics(bank, initial)
+        center, scale = _statistics(bank, initial, 0.0 if config.start == "mean_weights" else _CONSTANT_SCALE)
         if config.start == "paper":
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
@@ -293,7 +295,8 @@ class WeightGenerator(nn.Module):
         if anchored:
             offset = ((initial - center) / scale).repeat(components, 1, 1)
             if config.start != "pretrained":
-                offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
+                if not bank.bare:
+                    offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
                 offset *= math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the rest of the variance
             self.offset = nn.Parameter(offset if self.relative else self.scale * offset)
 
@@ -317,14 +320,17 @@ class WeightGenerator(nn.Module):
         return filters + (self.scale * offset if self.relative else offset)
 
 
-def _statistics(bank: FilterBank, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each slot; a slot that starts constant gets a small deviation, never zero."""
+def _statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each slot; a slot that starts constant gets a small deviation, never zero.
+
+    Weights that are trained in units of that deviation would hardly move from a constant like 1e-6 but for the `least` one.
+    """
     centers, scales = [], []
     for values in initial.split([slot.size for slot in bank.slots], dim=-1):
         mean = values.double().mean()
         std = values.double().std(correction=0)
-        if std <= 1e-4 or std <= 1e-3 * mean.abs():
-            std = (0.1 * mean.abs()).clamp(min=_CONSTANT_SCALE)
+        if std <= 1e-3 * mean.abs():
+            std = (0.1 * mean.abs()).clamp(min=least if mean else _CONSTANT_SCALE)
         centers.append(mean.expand(values.shape[-1]))
         scales.append(std.expand(values.shape[-1]))
     return torch.cat(centers).to(initial.dtype), torch.cat(scales).to(initial.dtype)
@@ -384,7 +390,7 @@ class Generator(nn.Module):
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        codes = self.codes(first.float(), torch.arange(len(first)) % components)
+        codes = self.codes(first.to(next(self.parameters())), torch.arange(len(first)) % components)
         for weight_generator, code in zip(self.weight_generators, codes, strict=True):
             assert isinstance(weight_generator, WeightGenerator)
             weight_generator.hidden(code)

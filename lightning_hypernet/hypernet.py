@@ -25,7 +25,7 @@ from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, buil
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.modes import evaluating
-from lightning_hypernet.part import attribute_of
+from lightning_hypernet.part import attribute_of, set_attribute
 from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
@@ -47,8 +47,9 @@ class Hypernet(nn.Module):
     the outputs come back in the order of the inputs, so that the mean of any loss per example is the Monte Carlo estimate
     of its expectation over z. In evaluation the outputs of `members` fixed networks are joined.
 
-    What the target offers beside its weights, attributes and methods, the Hypernet offers too; a method runs as `forward`
-    does, or on one network if it takes no tensor.
+    What the target offers beside its weights, attributes and methods, the Hypernet offers too, unless it has the name itself
+    (`target` is the target); a method runs as `forward` does, or on one network if it takes no tensor. Attributes are set on
+    the target as well.
 
     References:
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
@@ -92,7 +93,8 @@ class Hypernet(nn.Module):
     """
 
     member_latents: Tensor
-    member_components: Tensor
+    _member_components: Tensor
+    calibrated: Tensor
 
     def __init__(
         self,
@@ -153,19 +155,20 @@ class Hypernet(nn.Module):
         self.diversity_read = False
         self._groups: ChannelGroups | None = None
         self._blocks: Sequence[Block] | None = None
-        self._in_step = self._stale = False
+        self._in_step = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
         self.register_buffer("member_latents", latents)
-        self.register_buffer("member_components", chosen)
+        self.register_buffer("_member_components", chosen.to(latents))
         self.member_statistics = StackedTensors(
             {name: value.repeat(members, *(1,) * value.ndim) for name, value in self.executor.statistics.items()}
         )
-        self.register_buffer("calibrated", torch.tensor(not self.executor.statistics))
+        self.register_buffer("calibrated", torch.tensor(0.0 if self.executor.statistics else 1.0))
         self.training = target.training
         self.generator.train(target.training)
+        self._built = True
 
     def __getattr__(self, name: str) -> Any:
         """What the Hypernet does not have itself, its target may."""
@@ -173,13 +176,29 @@ class Hypernet(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             target = self.__dict__.get("_modules", {}).get("target")
-            if target is None or name.startswith("_") or not hasattr(target, name):
+            if target is None or name.startswith("_"):
                 raise
-        return attribute_of(target, name, self._call)
+            generated = [alias for names in self.banks.aliases.values() for alias in names]
+            try:
+                return attribute_of(target, name, self._call, generated)
+            except AttributeError:
+                pass
+            raise
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the Hypernet does not have itself and its target has is set there."""
+        if self.__dict__.get("_built") and not name.startswith("_") and not self._has(name) and hasattr(self.target, name):
+            set_attribute(self.target, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _has(self, name: str) -> bool:
+        places = (self.__dict__, self._parameters, self._buffers, self._modules)
+        return hasattr(type(self), name) or any(name in place for place in places)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
-        return {**self.__dict__, "population": None, "_members": None, "_recent": deque(), "_stale": False}
+        return {**self.__dict__, "population": None, "_members": None, "_recent": deque()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._members = None
@@ -192,13 +211,19 @@ class Hypernet(nn.Module):
         self._members = None
         return super().train(mode)
 
+    @property
+    def member_components(self) -> Tensor:
+        """``(members,)``, which component of the prior each member of the evaluation ensemble belongs to."""
+        return self._member_components.round().long()  # kept as floating-point numbers, which averages of weights leave alone
+
     def get_extra_state(self) -> Tensor:
-        """The state of the random generator: seed and number of draws."""
-        return torch.tensor([self.prior.seed, self.prior.draws])
+        """Seed and number of draws of the random generator, and which norm layers are frozen."""
+        return torch.tensor([self.prior.seed, self.prior.draws, *self.executor.frozen])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Continue the random numbers of a checkpoint, bit for bit."""
-        self.prior.seed, self.prior.draws = map(int, state)
+        self.prior.seed, self.prior.draws, *frozen = map(int, state)
+        self.executor.frozen = [bool(one) for one in frozen]
 
     # Sampling
 
@@ -405,7 +430,8 @@ class Hypernet(nn.Module):
             if method == "forward":
                 population.batch = population.batch or arguments
                 if self.executor.statistics:
-                    self._stale = True
+                    self.executor.note_frozen()
+                    self.calibrated.zero_()
                     self._remember(arguments)
         else:
             population = self.member_population()
@@ -438,7 +464,9 @@ class Hypernet(nn.Module):
 
     def _training_population(self) -> Population:
         if not self._in_step or self.population is None:
-            self.population = self._population(*self._draw(self.samples), own_gradient=self.components)
+            # with gradients always: the first call of a step may be one without, and later calls use the same networks
+            with torch.inference_mode(False), torch.enable_grad():
+                self.population = self._population(*self._draw(self.samples), own_gradient=self.components)
         return self.population
 
     @contextmanager
@@ -451,11 +479,12 @@ class Hypernet(nn.Module):
             self._in_step, self.population = False, None
 
     def member_population(self) -> Population:
-        """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
-        if not self.training and not self.calibrated:
-            self._warn_uncalibrated("never estimated")
-        elif not self.training and self._stale:
-            self._warn_uncalibrated("estimated before the last training step")
+        """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes.
+
+        What is written through ``.data`` is not seen; `train` and `eval` renew them.
+        """
+        if not self.training and self.calibrated < 1:
+            self._warn_uncalibrated()
         tensors = itertools.chain(self.parameters(), self.buffers())
         versions = [tensor._version for tensor in tensors if not tensor.is_inference()]
         state = (torch.is_autocast_enabled(self.member_latents.device.type), *versions)
@@ -472,8 +501,8 @@ class Hypernet(nn.Module):
 
     @property
     def stale(self) -> bool:
-        """Whether training went on since the norm statistics of the members were estimated."""
-        return self._stale
+        """Whether training went on since the norm statistics of the members were estimated, on inputs that are at hand."""
+        return bool(self._recent) and bool(self.calibrated < 1)
 
     def calibrate(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
@@ -501,8 +530,8 @@ class Hypernet(nn.Module):
                     if value.is_floating_point():
                         distributed.all_reduce(value.div_(distributed.get_world_size()))
             self.member_statistics.update(statistics)
-            self.calibrated.fill_(True)
-        self._members, self._stale = None, False
+            self.calibrated.fill_(1.0)
+        self._members = None
 
     def _calibration_inputs(self, batches: Iterable[Any] | None) -> Iterator[Arguments]:
         if batches is None:
@@ -518,12 +547,12 @@ class Hypernet(nn.Module):
         if self._recent:
             self.calibrate(population=population)
         else:
-            self._warn_uncalibrated("never estimated")
+            self._warn_uncalibrated()
 
-    def _warn_uncalibrated(self, when: str) -> None:
+    def _warn_uncalibrated(self) -> None:
         warnings.warn(
-            f"the norm statistics of these networks of {type(self.target).__name__} were {when}; call "
-            "hypernet.calibrate(loader) with training data",
+            f"the norm statistics of these networks of {type(self.target).__name__} were never estimated, or with other "
+            "weights; call hypernet.calibrate(loader) with training data",
             stacklevel=4,
         )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
 
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
-"""Runs a method or submodule of the target, named by its path, with generated weights."""
+"""Runs a method or submodule of the target, or reads a property, named by its path, with generated weights."""
+_MODES = ("train", "eval")
+_PARAMETERS = ("parameters", "named_parameters")
 
 
 class Part:
@@ -19,10 +21,11 @@ class Part:
         module: The submodule.
         path: Its path in the target.
         call: Runs parts of the target.
+        generated: Names in the target of all generated parameters.
     """
 
-    def __init__(self, module: nn.Module, path: str, call: Call) -> None:
-        self._module, self._path, self._call = module, path, call
+    def __init__(self, module: nn.Module, path: str, call: Call, generated: Collection[str]) -> None:
+        vars(self).update(_module=module, _path=path, _call=call, _generated=generated)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the submodule with generated weights."""
@@ -30,25 +33,52 @@ class Part:
 
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""
-        return attribute_of(self._module, name, self._call, self._path)
+        return attribute_of(self._module, name, self._call, self._generated, self._path)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the submodule."""
+        set_attribute(self._module, name, value)
 
 
-def attribute_of(owner: nn.Module, name: str, call: Call, path: str = "") -> Any:
+def attribute_of(owner: nn.Module, name: str, call: Call, generated: Collection[str], path: str = "") -> Any:
     """An attribute of the target or of a part of it; methods and submodules run with generated weights.
 
     Args:
         owner: The target or a submodule.
         name: The attribute.
         call: Runs parts of the target.
+        generated: Names in the target of all generated parameters.
         path: Path of the owner in the target.
 
     Returns:
         The attribute; a `Part` for a submodule, a function for a method.
+
+    Raises:
+        AttributeError: If the owner has none of that name, or it is a list of parameters that are generated.
     """
-    value = getattr(owner, name)
-    path = f"{path}.{name}" if path else name
+    inside = f"{path}.{name}" if path else name
+    try:
+        value = getattr(owner, name)
+    except StopIteration:  # a property that looks for the first parameter, as `device` often does
+        return call(inside, (), {})
     if isinstance(value, nn.Module):
-        return Part(value, path, call)
-    if inspect.ismethod(value) and value.__self__ is owner:
-        return lambda *args, **kwargs: call(path, args, kwargs)
-    return value
+        return Part(value, inside, call, generated)
+    if not (inspect.ismethod(value) and value.__self__ is owner) or name in _MODES:
+        return value
+    if name in _PARAMETERS and any(one.startswith(f"{path}.") for one in generated):
+        raise AttributeError(
+            f"the parameters of {path!r} are generated: train hypernet.parameters(), or keep these as they are with "
+            f"exclude=['{path}.*']"
+        )
+    return lambda *args, **kwargs: call(inside, args, kwargs)
+
+
+def set_attribute(owner: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute of the target or of a part of it.
+
+    Raises:
+        AttributeError: If the value is a module or a parameter: those are generated as they were when the target was wrapped.
+    """
+    if isinstance(value, (nn.Module, nn.Parameter)):
+        raise AttributeError(f"{name!r} is a part of the target, which must be replaced before the target is wrapped")
+    setattr(owner, name, value)

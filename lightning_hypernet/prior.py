@@ -44,13 +44,13 @@ class Prior:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             latents = self._latents(n)
-            order = torch.cat([torch.randperm(self.components) for _ in range(n // self.components + 1)])[:n]
-        return latents, order if component is None else torch.full((n,), component)
+            order = torch.cat([torch.randperm(self.components, device="cpu") for _ in range(n // self.components + 1)])[:n]
+        return latents, order if component is None else torch.full((n,), component, device="cpu")
 
     def _latents(self, n: int) -> Tensor:
         if isinstance(self.distribution, Distribution):
             of_vectors = self.distribution.batch_shape + self.distribution.event_shape
             return self.distribution.sample(torch.Size((n,) if of_vectors else (n, self.latent_dim)))
         if self.distribution == "uniform":
-            return torch.rand(n, self.latent_dim) * 2 - 1
-        return torch.randn(n, self.latent_dim)
+            return torch.rand(n, self.latent_dim, device="cpu") * 2 - 1
+        return torch.randn(n, self.latent_dim, device="cpu")

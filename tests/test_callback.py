@@ -522,6 +522,13 @@ trainer.fit(Model())
     assert "both agree" in run.stdout
 
 
+def test_batch_norm_over_ranks_is_refused():
+    module = Classifier()
+    module.model = nn.SyncBatchNorm.convert_sync_batchnorm(module.model)
+    with pytest.raises(ValueError, match="SyncBatchNorm in 'model' normalises over all ranks, which train different networks"):
+        fit(module)
+
+
 class Shuffled(Classifier):
     """Calls the target with other examples than the batch's first."""
 

@@ -1,4 +1,5 @@
 import warnings
+from collections import OrderedDict, deque
 
 import pytest
 import torch
@@ -109,10 +110,14 @@ class Stateful(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
         self.cache = None
         self.history = []
+        self._ordered = OrderedDict()
+        self._nested = {"inputs": deque()}
 
     def forward(self, x, fail=False):
         self.calls += 1
         self.history.append(x)
+        self._ordered["x"] = x
+        self._nested["inputs"].append(x)
         self.cache = x
         self.norm.eval()
         if fail:
@@ -136,7 +141,7 @@ def test_the_target_is_left_as_it_was(execution, fail):
     assert all(torch.equal(before[name], value) for name, value in target.named_buffers())
     assert weights == {name: module._parameters for name, module in target.named_modules()}
     assert target.cache is None
-    assert target.history == []
+    assert (target.history, target._ordered, target._nested) == ([], {}, {"inputs": deque()})
     assert all(module.training for module in target.modules())
 
 

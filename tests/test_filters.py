@@ -217,8 +217,16 @@ def test_custom_layer_by_plugin():
         def hypernet_register_filters(self, register):
             register(Shelf, lambda module: [[Slot("books", (2, 5), (2, 5))]])
 
-    with pytest.raises(ValueError, match="books: the rule covers 10 of 15 numbers"):
+    with pytest.raises(ValueError, match=r"books: the rule covers 2 of 3 rows, 0 twice"):
         Hypernet(Shelf(), plugins=[Wrong()])
+
+    class Uneven:
+        @hookimpl
+        def hypernet_register_filters(self, register):
+            register(Shelf, lambda module: [[Slot("books", (1, 5), (1, 5), (), start)] for start in (0, 1, 1)])
+
+    with pytest.raises(ValueError, match=r"books: the rule covers 2 of 3 rows, 1 twice"):
+        Hypernet(Shelf(), plugins=[Uneven()])
 
     class Twice:
         @hookimpl

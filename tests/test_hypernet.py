@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hypernet import Hypernet
+from lightning_hypernet import Ensemble, Hypernet
 
 
 def convnet():
@@ -160,7 +160,7 @@ def test_norm_statistics_of_members_and_samples():
     torch.manual_seed(0)
     hypernet = Hypernet(convnet(), members=3)
     loader = [(torch.randn(16, 1, 8, 8) + 2, torch.zeros(16)) for _ in range(3)]
-    with pytest.warns(UserWarning, match="never estimated; call hypernet.calibrate"):
+    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.calibrate"):
         hypernet.eval()(loader[0][0])
     hypernet.calibrate(loader)
     population = hypernet.member_population()
@@ -196,8 +196,109 @@ def test_statistics_of_older_weights_are_told():
     hypernet = Hypernet(convnet(), samples=2)
     hypernet.calibrate([torch.randn(16, 1, 8, 8)])
     hypernet.train()(torch.randn(16, 1, 8, 8))
-    with pytest.warns(UserWarning, match="were estimated before the last training step; call hypernet.calibrate"):
+    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.calibrate"):
         hypernet.eval()(torch.randn(16, 1, 8, 8))
+    for other in (copy.deepcopy(hypernet), Hypernet(convnet(), samples=2).eval()):
+        other.load_state_dict(hypernet.state_dict())
+        with pytest.warns(UserWarning, match="never estimated, or with other weights"):
+            other(torch.randn(16, 1, 8, 8))
+
+
+def test_frozen_norm_layers_keep_the_statistics_they_were_trained_with(tmp_path):
+    torch.manual_seed(0)
+    target = convnet()
+    target[1].running_mean += 3.0
+    target[1].eval()
+    hypernet = Hypernet(target, samples=2)
+    loader = [torch.randn(16, 1, 8, 8)]
+    hypernet(*loader)
+    hypernet.eval().calibrate()
+    other = Hypernet(convnet()).eval()
+    other.load_state_dict(hypernet.state_dict())
+    other.calibrate(loader)
+    ensemble = other.ensemble(2)
+    ensemble.save(tmp_path)
+    loaded = Ensemble.load(tmp_path, convnet())
+    loaded.calibrate(loader)
+    for network in (*hypernet.materialize(hypernet.sample(2)), *hypernet.materialize(hypernet.member_population()),
+                    *ensemble.materialize(), *loaded.materialize()):  # fmt: skip
+        assert torch.equal(network[1].running_mean, target[1].running_mean)
+        assert network[1].num_batches_tracked == 0
+
+
+def test_a_first_call_without_gradients_leaves_the_others_theirs():
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.Linear(4, 2), samples=2)
+    x = torch.randn(6, 4)
+    for without in (torch.no_grad, torch.inference_mode):
+        with hypernet.step():
+            with without():
+                guess = hypernet(x)
+            assert not guess.requires_grad
+            outputs = hypernet(x)
+            assert torch.equal(outputs, guess)
+            outputs.sum().backward()
+        assert hypernet.generator.mean_codes.grad.abs().sum() > 0
+        hypernet.zero_grad()
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.1)
+        self.temperature = 1.0
+        self.samples = "its own"
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+    def forward(self, x):
+        return self.drop(self.norm(self.scale(x))) / self.temperature
+
+
+def test_attributes_are_set_on_the_target():
+    hypernet = Hypernet(Tempered(), samples=3)
+    hypernet.temperature = 100.0
+    hypernet.drop.p = 0.9
+    hypernet.norm.eval()
+    hypernet.samples = 4
+    hypernet.of_its_own = 1
+    target = hypernet.target
+    assert (target.temperature, target.drop.p, target.norm.training, target.samples) == (100.0, 0.9, False, "its own")
+    assert hypernet.samples == 4
+    assert not hasattr(target, "of_its_own")
+    assert hypernet.device == torch.device("cpu")
+    with pytest.raises(AttributeError, match=r"parameters of 'scale' are generated.*exclude=\['scale.\*'\]"):
+        hypernet.scale.parameters()
+    with pytest.raises(AttributeError, match="'scale' is a part of the target, which must be replaced before"):
+        hypernet.scale = nn.Linear(4, 4)
+    assert len(list(Hypernet(Tempered(), exclude=["scale.*"]).scale.parameters())) == 2
+
+
+def test_averages_of_weights_keep_members_and_tell_of_statistics():
+    torch.manual_seed(0)
+    hypernet = Hypernet(convnet(), samples=2, components=10)
+    x = torch.randn(16, 1, 8, 8)
+    equal = torch.optim.swa_utils.AveragedModel(hypernet, use_buffers=True)
+    moving = torch.optim.swa_utils.AveragedModel(
+        hypernet, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.997), use_buffers=True
+    )
+    for _ in range(4):
+        hypernet.train()(x)
+        for average in (equal, moving):
+            average.update_parameters(hypernet)
+    hypernet.calibrate()
+    moving.update_parameters(hypernet)
+    assert moving.module.member_components.tolist() == hypernet.member_components.tolist()
+    with pytest.warns(UserWarning, match="never estimated, or with other weights"):
+        moving.eval()(x)
+    moving.module.calibrate([x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moving(x)
 
 
 def test_modes_of_submodules_are_kept():

@@ -74,3 +74,43 @@ def test_what_starts_at_zero_starts_small():
     silent = [name for name in fresh if fresh[name] == 0]
     assert len(silent) > 5
     assert all(0 < ours[name] < 0.1 for name in silent)
+
+
+@pytest.mark.parametrize("start", ["mean_weights", "mean_code", "pretrained"])
+def test_small_weights_start_small(start):
+    """As in the last layer of a flow; what is small is not constant."""
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 2))
+    nn.init.normal_(target[2].weight, std=5e-5)
+    weights = Hypernet(target, generator={"start": start}).sample(8).weights["2.weight"]
+    assert weights.std().item() == pytest.approx(5e-5, rel=0.15)
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 16)
+        self.rates = nn.Parameter(torch.arange(1.0, 17.0).log())
+        self.layer_scale = nn.Parameter(torch.full((16,), 1e-6))
+
+    def forward(self, x):
+        return self.layer(x) * self.rates * self.layer_scale
+
+
+def test_parameters_that_no_rule_reads_start_alike_in_all_components():
+    torch.manual_seed(0)
+    target = Table()
+    hypernet = Hypernet(target, components=3, generator={"gain": 0.01})
+    weights = hypernet.generate(torch.randn(3, 64), torch.arange(3)).weights
+    assert (weights["rates"] - target.rates).abs().max() < 0.1
+    assert (weights["layer_scale"] - 1e-6).abs().max() < 1e-7
+    assert (weights["layer.weight"][1] - weights["layer.weight"][0]).abs().max() > 0.1
+
+
+def test_another_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        hypernet = Hypernet(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), samples=2)
+        assert hypernet(torch.randn(6, 4)).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

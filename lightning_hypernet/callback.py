@@ -164,13 +164,13 @@ class HypernetCallback(_Base):
         Trainers leave every module in the mode it is in, and loaders of pretrained models return them in evaluation mode: the
         modules of the target stay so, the Hypernet itself does not.
         """
-        self.hypernet.training = True
-        self.hypernet.generator.train()
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.hypernet.target.modules()):
             raise ValueError(
                 f"SyncBatchNorm in {self.target!r} normalises over all ranks, which train different networks; leave "
                 "sync_batchnorm off: every network has norm statistics of its own"
             )
+        self.hypernet.training = True
+        self.hypernet.generator.train()
         trained = {
             id(parameter)
             for optimizer in trainer.optimizers

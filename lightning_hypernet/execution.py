@@ -38,7 +38,7 @@ class Executor:
             raise ValueError(f"execution must be one of {', '.join(get_args(ExecutionMode))}, not {mode!r}")
         self.target = copy.deepcopy(target)
         self.mode = mode
-        self.frozen: list[bool] = []
+        self.frozen = [False] * len(self._norms)
         self.aliases = {name: tuple(names) for name, names in aliases.items()}
         self._fill(dict.fromkeys(self.aliases))
 
@@ -225,10 +225,8 @@ class Executor:
         """
         networks = len(next(iter(weights.values())))
         total = {name: value.expand(networks, *value.shape).clone() for name, value in self.statistics.items()}
-        norms = self._norms
-        for path, frozen in zip(list(norms), self.frozen, strict=False):
-            if frozen:
-                del norms[path]
+        pairs = zip(self._norms.items(), self.frozen, strict=True)
+        norms = {path: module for (path, module), frozen in pairs if not frozen}
         estimated = list(_buffers_of(norms))
         seen = 0
         with self._kept():

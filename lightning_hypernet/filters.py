@@ -364,9 +364,9 @@ def _validate(banks: Sequence[FilterBank], shapes: Mapping[str, tuple[int, ...]]
             if slot.shape[1:] != shapes[slot.parameter][1:]:
                 problems.append(f"{slot.parameter}: the rule reads {slot.shape} of {shapes[slot.parameter]}, not whole rows")
     for name, shape in shapes.items():
-        if sorted(rows[name]) != list(range(shape[0] if shape else 1)):
-            twice = len(rows[name]) - len(set(rows[name]))
-            problems.append(f"{name}: the rule covers {len(set(rows[name]))} of {(*shape, 1)[0]} rows, {twice} twice")
+        count, read = shape[0] if shape else 1, set(rows[name])
+        if sorted(rows[name]) != list(range(count)):
+            problems.append(f"{name}: the rule covers {len(read)} of {count} rows, {len(rows[name]) - len(read)} twice")
     if problems:
         raise ValueError("; ".join(problems))
 

@@ -8,7 +8,7 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -178,11 +178,8 @@ class Hypernet(nn.Module):
             target = self.__dict__.get("_modules", {}).get("target")
             if target is None or name.startswith("_"):
                 raise
-            generated = [alias for names in self.banks.aliases.values() for alias in names]
-            try:
-                return attribute_of(target, name, self._call, generated)
-            except AttributeError:
-                pass
+            with suppress(AttributeError):
+                return attribute_of(target, name, self._call, self.banks.aliases)
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -429,8 +426,8 @@ class Hypernet(nn.Module):
             population = self._training_population()
             if method == "forward":
                 population.batch = population.batch or arguments
-                if self.executor.statistics:
-                    self.executor.note_frozen()
+                self.executor.note_frozen()
+                if self.executor.frozen:
                     self.calibrated.zero_()
                     self._remember(arguments)
         else:

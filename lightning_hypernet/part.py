@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,11 +21,11 @@ class Part:
         module: The submodule.
         path: Its path in the target.
         call: Runs parts of the target.
-        generated: Names in the target of all generated parameters.
+        aliases: Every generated parameter's names in the target.
     """
 
-    def __init__(self, module: nn.Module, path: str, call: Call, generated: Collection[str]) -> None:
-        vars(self).update(_module=module, _path=path, _call=call, _generated=generated)
+    def __init__(self, module: nn.Module, path: str, call: Call, aliases: Mapping[str, Sequence[str]]) -> None:
+        vars(self).update(_module=module, _path=path, _call=call, _aliases=aliases)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the submodule with generated weights."""
@@ -33,21 +33,21 @@ class Part:
 
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""
-        return attribute_of(self._module, name, self._call, self._generated, self._path)
+        return attribute_of(self._module, name, self._call, self._aliases, self._path)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it on the submodule."""
         set_attribute(self._module, name, value)
 
 
-def attribute_of(owner: nn.Module, name: str, call: Call, generated: Collection[str], path: str = "") -> Any:
+def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, Sequence[str]], path: str = "") -> Any:
     """An attribute of the target or of a part of it; methods and submodules run with generated weights.
 
     Args:
         owner: The target or a submodule.
         name: The attribute.
         call: Runs parts of the target.
-        generated: Names in the target of all generated parameters.
+        aliases: Every generated parameter's names in the target.
         path: Path of the owner in the target.
 
     Returns:
@@ -62,10 +62,10 @@ def attribute_of(owner: nn.Module, name: str, call: Call, generated: Collection[
     except StopIteration:  # a property that looks for the first parameter, as `device` often does
         return call(inside, (), {})
     if isinstance(value, nn.Module):
-        return Part(value, inside, call, generated)
+        return Part(value, inside, call, aliases)
     if not (inspect.ismethod(value) and value.__self__ is owner) or name in _MODES:
         return value
-    if name in _PARAMETERS and any(one.startswith(f"{path}.") for one in generated):
+    if name in _PARAMETERS and any(one.startswith(f"{path}.") for names in aliases.values() for one in names):
         raise AttributeError(
             f"the parameters of {path!r} are generated: train hypernet.parameters(), or keep these as they are with "
             f"exclude=['{path}.*']"

@@ -292,7 +292,8 @@ def test_averages_of_weights_keep_members_and_tell_of_statistics():
             average.update_parameters(hypernet)
     hypernet.calibrate()
     moving.update_parameters(hypernet)
-    assert moving.module.member_components.tolist() == hypernet.member_components.tolist()
+    for average in (equal, moving):
+        assert average.module.member_components.tolist() == hypernet.member_components.tolist()
     with pytest.warns(UserWarning, match="never estimated, or with other weights"):
         moving.eval()(x)
     moving.module.calibrate([x])

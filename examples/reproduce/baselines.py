@@ -16,11 +16,13 @@ import pytorch_lightning as pl
 import torch
 from bayesian import MNF, MeanField, Posterior
 from data import AUGMENTED, Images, digits, load
-from scores import measure
+from scores import measure, show
 from targets import TARGETS
 from torch import Tensor, nn
 from torch.func import functional_call
 from training import Classifier, fit
+
+from lightning_hypernet.metrics import MemberAccuracy
 
 KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128
@@ -87,8 +89,9 @@ def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> tuple[nn.
 def scores_of(target: nn.Module, networks: list[Mapping[str, Tensor]], test: Images) -> dict[str, Any]:
     """Every metric of the networks, and the accuracies of each and of the mean of their weights."""
     mean = {name: torch.stack([weights[name] for weights in networks]).mean(0) for name in networks[0]}
-    pairs = [[weights, weights] for weights in (*networks, mean)]  # some metrics compare two members
-    *each, average = (measure(partial(run_all, target, pair), test)["member_accuracy"] for pair in pairs)
+    accuracies = MemberAccuracy("none").to(test.images.device)
+    show([accuracies], partial(run_all, target, [*networks, mean]), test)
+    *each, average = (round(float(value), 5) for value in accuracies.compute())
     together = measure(partial(run_all, target, networks), test)
     return together | {"member_accuracies": each, "average_of_weights_accuracy": average}
 

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from cifar_resnet import resnet32
 from data import Images, load, outside
-from scores import BATCH, measure
+from scores import BATCH, measure, show
 from targets import TARGETS
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -45,11 +45,7 @@ def many_ensembles(hypernet: Hypernet, images: Images, ensembles: int, members: 
         ensemble = hypernet.ensemble(members)
         kinds = (EnsembleAccuracy("majority"), EnsembleAccuracy(), MemberAccuracy("none"))
         metrics = [metric.to(images.images.device) for metric in kinds]
-        with torch.no_grad():
-            for inputs, labels in images.loader(BATCH, shuffle=False):
-                predicted = ensemble.members(inputs)
-                for metric in metrics:
-                    metric.update(predicted, labels)
+        show(metrics, ensemble.members, images)
         majority, mean, single = (metric.compute() for metric in metrics)
         majorities.append(float(majority))
         means.append(float(mean))

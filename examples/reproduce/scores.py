@@ -1,10 +1,11 @@
 """What the members of a population make of a set of images, in numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from data import Images
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from lightning_hypernet.metrics import population_metrics
 
@@ -12,6 +13,14 @@ BATCH = 500
 
 
 @torch.no_grad()
+def show(metrics: Sequence[Metric | MetricCollection], members: Callable[[Tensor], Tensor], images: Images) -> None:
+    """Update metrics with the predictions of members for a set."""
+    for inputs, labels in images.loader(BATCH, shuffle=False):
+        predicted = members(inputs)
+        for metric in metrics:
+            metric.update(predicted, labels)
+
+
 def measure(members: Callable[[Tensor], Tensor], images: Images) -> dict[str, float]:
     """Every metric of the predictions.
 
@@ -23,6 +32,5 @@ def measure(members: Callable[[Tensor], Tensor], images: Images) -> dict[str, fl
         The value of each metric by name.
     """
     metrics = population_metrics(10).to(images.images.device)
-    for inputs, labels in images.loader(BATCH, shuffle=False):
-        metrics.update(members(inputs), labels)
+    show([metrics], members, images)
     return {name: round(float(value), 5) for name, value in metrics.compute().items()}

@@ -24,8 +24,9 @@ def check_norm(p: int) -> None:
         raise ValueError(f"p must be 1 or 2, not {p}")
 
 
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+def _ranks(all_ranks: bool) -> int:
+    """How many ranks' vectors are compared."""
+    return distributed.get_world_size() if all_ranks and distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _gathered(parts: Sequence[Tensor], ranks: int) -> list[Tensor]:
@@ -119,7 +120,7 @@ def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2, 
         ValueError: If there are fewer than two vectors.
     """
     parts = [vectors] if isinstance(vectors, Tensor) else list(vectors)
-    count, ranks = len(parts[0]), _ranks() if all_ranks else 1
+    count, ranks = len(parts[0]), _ranks(all_ranks)
     if count * ranks < 2:
         raise ValueError(f"a nearest neighbour needs two networks or more, not {count}; raise `samples`")
     with torch.autocast(parts[0].device.type, enabled=False):
@@ -167,7 +168,7 @@ def entropy(
         | https://arxiv.org/abs/1905.02898
     """
     distances = nearest_distances(vectors, p, all_ranks)
-    count = distances.new_tensor(float(len(distances) * (_ranks() if all_ranks else 1)))
+    count = distances.new_tensor(float(len(distances) * _ranks(all_ranks)))
     return dimension * (distances + eps).log().mean() + torch.digamma(count)
 
 

@@ -115,6 +115,7 @@ class HypernetCallback(_Base):
             return
         _refuse_shared(pl_module, found, self.target)
         self._hypernet = self._build(found)
+        _warn_of_hidden(self.target, found, self._hypernet)
         parent, _, name = self.target.rpartition(".")
         setattr(pl_module.get_submodule(parent), name, self._hypernet)
 
@@ -283,6 +284,18 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def _warn_of_hidden(path: str, target: nn.Module, hypernet: Hypernet) -> None:
+    """The LightningModule may mean the target's attribute where it gets the Hypernet's."""
+    both = set(dir(target)) & set(dir(hypernet)) - set(dir(nn.Module()))
+    hidden = sorted(name for name in both if not name.startswith("_"))
+    if hidden:
+        warnings.warn(
+            f"{', '.join(hidden)}: {path!r} has these names and the Hypernet in its place too, which answers to them from now "
+            "on; rename them, if they are used from outside the target",
+            stacklevel=3,
+        )
 
 
 def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:

@@ -8,7 +8,7 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -157,6 +157,7 @@ class Hypernet(nn.Module):
         self._blocks: Sequence[Block] | None = None
         self._in_step = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
+        self._part: str | None = None
         self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
@@ -178,9 +179,7 @@ class Hypernet(nn.Module):
             target = self.__dict__.get("_modules", {}).get("target")
             if target is None or name.startswith("_"):
                 raise
-            with suppress(AttributeError):
-                return attribute_of(target, name, self._call, self.banks.aliases)
-            raise
+            return attribute_of(target, name, self._call, self.banks.aliases)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What the Hypernet does not have itself and its target has is set there."""
@@ -277,7 +276,7 @@ class Hypernet(nn.Module):
             return None
 
     @property
-    def groups(self) -> ChannelGroups:
+    def channel_groups(self) -> ChannelGroups:
         """The channel groups of the target, read off its graph once.
 
         Raises:
@@ -288,7 +287,7 @@ class Hypernet(nn.Module):
         return self._groups
 
     @property
-    def blocks(self) -> Sequence[Block]:
+    def channel_blocks(self) -> Sequence[Block]:
         """The blocks of interchangeable channels of the target, read off its graph once.
 
         Raises:
@@ -327,7 +326,7 @@ class Hypernet(nn.Module):
         """
         if not isinstance(self._gauge, Gauge):
             try:
-                self._gauge = build_gauge(self._gauge, self.groups, lambda: self.blocks)
+                self._gauge = build_gauge(self._gauge, self.channel_groups, lambda: self.channel_blocks)
             except SymmetryError as error:
                 if self._gauge != "auto":
                     raise
@@ -351,7 +350,7 @@ class Hypernet(nn.Module):
         Raises:
             SymmetryError: If there are no inputs to read the symmetries with, or the target can't be exported.
         """
-        return symmetry_distance(one.weights, other.weights, ScaleGauge(self.groups), self.blocks)
+        return symmetry_distance(one.weights, other.weights, ScaleGauge(self.channel_groups), self.channel_blocks)
 
     def _run_stacked(self, weights: Tensors, arguments: Arguments) -> Any:
         return stack(self.executor.run(weights, arguments))
@@ -436,6 +435,7 @@ class Hypernet(nn.Module):
             return self._call_weightless(method, population, arguments)
         outputs = self.executor.run(population.weights, arguments, population.buffers, method)
         if not self.training:
+            self._warn_of_parts(method)
             return reduce_outputs(stack(outputs), self.reduce)
 
         @torch.no_grad()
@@ -443,6 +443,19 @@ class Hypernet(nn.Module):
             return self.executor.run(population[:1].weights, other, population[:1].buffers, method)[0]
 
         return arguments.join(outputs, again)
+
+    def _warn_of_parts(self, method: str) -> None:
+        """One part that is called after another does not go on from what the other made of each network."""
+        if method == "forward" or self._part == method:
+            return
+        if self._part:
+            warnings.warn(
+                f"{self._part!r} and {method!r} of {type(self.target).__name__} are called one by one in evaluation, where "
+                "what each makes is joined over the members before the next sees it, so that together they are not the "
+                "ensemble of the networks; call both within a method of the target",
+                stacklevel=4,
+            )
+        self._part = method
 
     def _remember(self, arguments: Arguments) -> None:
         """Keep the last inputs, as many as norm statistics need."""
@@ -577,7 +590,7 @@ class Hypernet(nn.Module):
     def summary(self) -> str:
         """A table that names every parameter of the target: its bank and its gauge, or why it is left as it is."""
         try:
-            groups = self.groups
+            groups = self.channel_groups
         except SymmetryError as error:
             return f"{summarize(self.banks, self.target, self.generator, None)}\nsymmetries not read: {error}"
         return summarize(self.banks, self.target, self.generator, groups)

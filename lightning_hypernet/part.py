@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ _PARAMETERS = ("parameters", "named_parameters")
 
 
 class Part:
-    """A submodule of the target: its attributes are the submodule's, calls run with generated weights.
+    """A submodule of the target: its attributes and items are the submodule's, calls run with generated weights.
 
     Args:
         module: The submodule.
@@ -39,6 +39,31 @@ class Part:
         """Set it on the submodule."""
         set_attribute(self._module, name, value)
 
+    def __getitem__(self, key: int | slice | str) -> Any:
+        """One part of a container; a list of parts for a slice.
+
+        Raises:
+            TypeError: If the submodule is no container.
+        """
+        if not hasattr(self._module, "__getitem__"):
+            raise TypeError(f"{self._path!r} is a {type(self._module).__name__}, which has no items")
+        if isinstance(key, str):
+            return getattr(self, key)
+        names = [*self._module._parameters, *self._module._modules]
+        return [getattr(self, name) for name in names[key]] if isinstance(key, slice) else getattr(self, names[key])
+
+    def __iter__(self) -> Iterator[Any]:
+        """The parts of a list, the keys of a dictionary."""
+        return iter(self._module if isinstance(self._module, (nn.ModuleDict, nn.ParameterDict)) else self[:])
+
+    def __len__(self) -> int:
+        """How many items a container has."""
+        return len(self._module)
+
+    def __bool__(self) -> bool:
+        """True but for an empty container."""
+        return bool(self._module)
+
 
 def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, Sequence[str]], path: str = "") -> Any:
     """An attribute of the target or of a part of it; methods and submodules run with generated weights.
@@ -54,13 +79,18 @@ def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, 
         The attribute; a `Part` for a submodule, a function for a method.
 
     Raises:
-        AttributeError: If the owner has none of that name, or it is a list of parameters that are generated.
+        AttributeError: If the owner has none of that name, or it is a generated parameter or holds some.
     """
     inside = f"{path}.{name}" if path else name
     try:
         value = getattr(owner, name)
     except StopIteration:  # a property that looks for the first parameter, as `device` often does
         return call(inside, (), {})
+    if value is None and any(inside in names for names in aliases.values()):
+        raise AttributeError(
+            f"{inside!r} is generated, so every network has its own: read hypernet.population.weights in a training step, or "
+            f"keep it as it is with exclude=[{inside!r}]"
+        )
     if isinstance(value, nn.Module):
         return Part(value, inside, call, aliases)
     if not (inspect.ismethod(value) and value.__self__ is owner) or name in _MODES:

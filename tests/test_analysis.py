@@ -89,7 +89,7 @@ def test_halfway_along_both_paths(trained, aligned):
     one, other = hypernet.sample(6), hypernet.sample(6)
     start, end = (hypernet.gauge(population.weights) for population in (one, other))
     found = []
-    for last in (end, align(end, start, hypernet.blocks)):
+    for last in (end, align(end, start, hypernet.channel_blocks)):
         middle = {name: (value + last[name]) / 2 for name, value in start.items()}
         found.append(accuracies(hypernet, replace(one, weights=middle, buffers={}), loader))
     curve = hypernet.generate((one.latents + other.latents) / 2, other.components)

@@ -522,6 +522,14 @@ trainer.fit(Model())
     assert "both agree" in run.stdout
 
 
+def test_names_that_hide_the_targets_are_told():
+    module = Classifier()
+    module.model.sample = lambda: "its own"
+    with pytest.warns(UserWarning, match="sample: 'model' has these names and the Hypernet in its place too"):
+        fit(module, max_steps=1)
+    assert len(module.model.sample(2)) == 2
+
+
 def test_batch_norm_over_ranks_is_refused():
     module = Classifier()
     module.model = nn.SyncBatchNorm.convert_sync_batchnorm(module.model)

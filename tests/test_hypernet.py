@@ -1,6 +1,7 @@
 import copy
 import pickle
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_attributes_and_methods_of_the_target():
         assert torch.equal(hypernet.inner(x), hypernet.features(x))
     with pytest.raises(RuntimeError, match="Model.freeze returns nothing"):
         hypernet.freeze()
-    with pytest.raises(AttributeError, match="'Hypernet' object has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'Model' object has no attribute 'nothing'"):
         hypernet.nothing  # noqa: B018
 
 
@@ -276,6 +277,46 @@ def test_attributes_are_set_on_the_target():
     with pytest.raises(AttributeError, match="'scale' is a part of the target, which must be replaced before"):
         hypernet.scale = nn.Linear(4, 4)
     assert len(list(Hypernet(Tempered(), exclude=["scale.*"]).scale.parameters())) == 2
+
+
+def test_items_of_containers_run_with_generated_weights():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            self.heads = nn.ModuleDict({"one": nn.Linear(4, 2), "other": nn.Linear(4, 5)})
+            self.scales = nn.ParameterList([torch.ones(4)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return self.heads["one"](x)
+
+    hypernet = Hypernet(Model(), samples=2).train()
+    x = torch.randn(4, 4)
+    with hypernet.step():
+        y = x
+        for layer in hypernet.layers:
+            y = layer(y)
+        assert torch.equal(hypernet.heads["one"](y), hypernet(x))
+        for first in (hypernet.layers[-3], hypernet.layers[:2][0]):
+            assert torch.equal(first(x), hypernet.layers[0](x))
+    assert (len(hypernet.layers), list(hypernet.heads), bool(hypernet.layers[0])) == (3, ["one", "other"], True)
+    with pytest.raises(TypeError, match=r"'layers.0' is a Linear, which has no items"):
+        hypernet.layers[0][0]
+    for read in (lambda: hypernet.scales[0], lambda: hypernet.layers[0].weight):
+        with pytest.raises(AttributeError, match=r"is generated, so every network has its own: .*exclude="):
+            read()
+    with pytest.raises(IndexError):
+        hypernet.layers[3]
+
+
+def test_parts_called_one_by_one_in_evaluation_are_no_ensemble():
+    target = nn.Sequential(OrderedDict(body=nn.Linear(4, 4), relu=nn.ReLU(), head=nn.Linear(4, 2)))
+    hypernet = Hypernet(target, samples=2).eval()
+    hidden = hypernet.body(torch.randn(4, 4))
+    with pytest.warns(UserWarning, match=r"'body' and 'head' of Sequential are called one by one in evaluation.* a method"):
+        hypernet.head(hidden.relu())
 
 
 def test_averages_of_weights_keep_members_and_tell_of_statistics():

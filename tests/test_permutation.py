@@ -186,7 +186,7 @@ def test_a_hypernet_with_the_permutation_gauge():
     hypernet = Hypernet(MODULES["mlp"][0](), example_inputs=x, gauge="permutation").eval()
     one, other = hypernet.sample(3), hypernet.sample(3)
     fixed = hypernet.gauge(one.weights)
-    for block in hypernet.blocks:
+    for block in hypernet.channel_blocks:
         sums = torch.stack([part.gather(fixed).sum(-1) for part in block.parts]).sum(0)
         assert (sums.diff(dim=1) >= -1e-5).all()
     assert torch.allclose(hypernet.symmetry_distance(one, one), torch.zeros(3), atol=1e-3)

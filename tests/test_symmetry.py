@@ -361,8 +361,8 @@ def test_modules_under_two_names_keep_their_symmetries():
 
     x = torch.randn(4, 5)
     hypernet = Hypernet(Twice(), example_inputs=x, gauge="softmax")
-    assert hypernet.groups.count == 6
-    assert [block.size for block in hypernet.blocks] == [6]
+    assert hypernet.channel_groups.count == 6
+    assert [block.size for block in hypernet.channel_blocks] == [6]
     assert hypernet.sample(2).gauged[:, -3:].sum(1).abs().max() < 1e-5
 
 
@@ -381,7 +381,7 @@ def test_a_wrong_guess_of_a_timm_models_input_gives_way_to_the_batch():
     hypernet = Hypernet(timm.create_model("test_resnet", num_classes=4, in_chans=1), samples=2, generator={"hidden": (8,)})
     assert hypernet.examples is None
     hypernet.train()(torch.randn(4, 1, 32, 32))
-    assert hypernet.groups.count > 0
+    assert hypernet.channel_groups.count > 0
 
 
 def test_only_generated_parameters_are_scaled():
@@ -404,7 +404,7 @@ def test_diversity_losses_see_the_gauge():
     hypernet = trained(MODULES["mlp"][0]().double(), torch.randn(8, 5).double())
     population = hypernet.population
     one = {name: value[:1].expand_as(value) for name, value in population.weights.items()}
-    population.weights = hypernet.groups.transform(one, torch.rand(4, hypernet.groups.count).double() + 0.5)
+    population.weights = hypernet.channel_groups.transform(one, torch.rand(4, hypernet.channel_groups.count).double() + 0.5)
     assert population.distance() < 1e-6
     assert Entropy()(population) > 500
     none = trained(MODULES["mlp"][0]().double(), torch.randn(8, 5).double(), gauge="none")

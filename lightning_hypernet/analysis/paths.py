@@ -75,7 +75,7 @@ def paths(
     with torch.no_grad():
         ends = [hypernet.gauge(population.weights) for population in (one, other)]
         if aligned:
-            ends[1] = align(ends[1], ends[0], hypernet.blocks)
+            ends[1] = align(ends[1], ends[0], hypernet.channel_blocks)
         direct, interpolated = [], []
         for t in at:
             nearer = torch.where(t < 0.5, one.components, other.components)

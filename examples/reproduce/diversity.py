@@ -41,25 +41,21 @@ SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement",
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Components alone, by either start; every loss with one mean code; the better ones with one and four mean weights.
-
-    Then the other kernels with one mean code, and two losses together with four mean weights.
-    """
+    """Components alone, by either start; mean weights with the better losses, one and two; one mean code with every loss."""
     for start in ("mean_code", "mean_weights"):
         for components in COMPONENTS:
             yield {"start": start, "components": components, "diversity": {}}
+    for losses in [*({name: weight} for name, weight in BETTER), *TOGETHER]:
+        yield {"start": "mean_weights", "components": 4, "diversity": losses}
+    for name, weight in BETTER:
+        yield {"start": "mean_weights", "components": 1, "diversity": {name: weight}}
     for name, weights in WEIGHTS.items():
         for weight in weights:
             yield {"start": "mean_code", "components": 1, "diversity": {name: weight}}
-    for components in (1, 4):
-        for name, weight in BETTER:
-            yield {"start": "mean_weights", "components": components, "diversity": {name: weight}}
     for method, space in KERNELS[1:]:
         for weight in WEIGHTS["repulsion"]:
             loss = {"weight": weight, "method": method, "space": space}
             yield {"start": "mean_code", "components": 1, "diversity": {"repulsion": loss}}
-    for losses in TOGETHER:
-        yield {"start": "mean_weights", "components": 4, "diversity": losses}
 
 
 def run(setting: dict[str, Any], seed: int, data: str, steps: int, batch: int, sets: tuple[Images, Images]) -> dict[str, Any]:

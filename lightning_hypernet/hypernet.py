@@ -25,7 +25,7 @@ from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, buil
 from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.graph import SymmetryError
 from lightning_hypernet.modes import evaluating
-from lightning_hypernet.part import attribute_of, set_attribute
+from lightning_hypernet.part import Part, PartCalls, attribute_of, set_attribute
 from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
@@ -157,7 +157,7 @@ class Hypernet(nn.Module):
         self._blocks: Sequence[Block] | None = None
         self._in_step = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
-        self._part: str | None = None
+        self._calls = PartCalls()
         self._recent: deque[Arguments] = deque()
         self._members: tuple[tuple[int, ...], Population] | None = None
         latents, chosen = self._draw(members)
@@ -188,13 +188,33 @@ class Hypernet(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __getitem__(self, key: Any) -> Any:
+        """An item of a target that is a container."""
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        """The items of a target that is a container."""
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        """How many items a target has that is a container."""
+        return len(self._items)
+
+    def __bool__(self) -> bool:
+        """True, as modules are."""
+        return True
+
+    @property
+    def _items(self) -> Part:
+        return Part(self.target, "", self._call, self.banks.aliases)
+
     def _has(self, name: str) -> bool:
         places = (self.__dict__, self._parameters, self._buffers, self._modules)
         return hasattr(type(self), name) or any(name in place for place in places)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
-        return {**self.__dict__, "population": None, "_members": None, "_recent": deque()}
+        return {**self.__dict__, "population": None, "_members": None, "_recent": deque(), "_calls": PartCalls()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._members = None
@@ -205,6 +225,7 @@ class Hypernet(nn.Module):
     def train(self, mode: bool = True) -> Hypernet:
         """Set the mode; the members are drawn anew from the generator as it is when evaluation begins."""
         self._members = None
+        self._calls.forget()
         return super().train(mode)
 
     @property
@@ -298,21 +319,16 @@ class Hypernet(nn.Module):
         return self._blocks
 
     def _read(self, reader: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Sequence[str]], _T]) -> _T:
-        inputs = self._inputs()
-        if inputs is None:
-            raise SymmetryError("the symmetries are read with example inputs: give example_inputs, or train a step first")
+        if self.examples is None:
+            raise SymmetryError(
+                "the symmetries are read with example inputs: give example_inputs, or call the target itself in a training step"
+            )
         device = self.member_latents.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             members = self.generate(self.member_latents[:1], self.member_components[:1])
             (network,) = self.executor.materialize_all(members.weights, {})
-            args, kwargs = inputs.restore(inputs.leaves)
+            args, kwargs = self.examples.restore(self.examples.leaves)
             return reader(network, args, kwargs, list(self.banks.shapes))
-
-    def _inputs(self) -> Arguments | None:
-        """What the graph is read with."""
-        if self.examples is None and self.population is not None and self.population.batch is not None:
-            return self.population.batch.head(2)
-        return self.examples
 
     def gauge(self, weights: Tensors, names: Collection[str] | None = None) -> Tensors:
         """Map weights ``{name: (S, *shape)}`` to their gauge-fixed form, which computes the same functions.
@@ -331,7 +347,7 @@ class Hypernet(nn.Module):
                 if self._gauge != "auto":
                     raise
                 warnings.warn(f"no gauge is fixed: {error}", stacklevel=2)
-                if self._inputs() is None:  # there may be some later
+                if self.examples is None:  # there may be some later
                     return weights if names is None else {name: weights[name] for name in names}
                 self._gauge = NoGauge()
         return self._gauge(weights) if names is None else self._gauge.select(weights, names)
@@ -425,6 +441,7 @@ class Hypernet(nn.Module):
             population = self._training_population()
             if method == "forward":
                 population.batch = population.batch or arguments
+                self.examples = self.examples or arguments.head(2).map(torch.clone)
                 self.executor.note_frozen()
                 if self.executor.frozen:
                     self.calibrated.zero_()
@@ -435,27 +452,15 @@ class Hypernet(nn.Module):
             return self._call_weightless(method, population, arguments)
         outputs = self.executor.run(population.weights, arguments, population.buffers, method)
         if not self.training:
-            self._warn_of_parts(method)
-            return reduce_outputs(stack(outputs), self.reduce)
+            joined = reduce_outputs(stack(outputs), self.reduce)
+            self._calls.note(method, arguments.tensors, outputs, joined)
+            return joined
 
         @torch.no_grad()
         def again(other: Arguments) -> Any:
             return self.executor.run(population[:1].weights, other, population[:1].buffers, method)[0]
 
         return arguments.join(outputs, again)
-
-    def _warn_of_parts(self, method: str) -> None:
-        """One part that is called after another does not go on from what the other made of each network."""
-        if method == "forward" or self._part == method:
-            return
-        if self._part:
-            warnings.warn(
-                f"{self._part!r} and {method!r} of {type(self.target).__name__} are called one by one in evaluation, where "
-                "what each makes is joined over the members before the next sees it, so that together they are not the "
-                "ensemble of the networks; call both within a method of the target",
-                stacklevel=4,
-            )
-        self._part = method
 
     def _remember(self, arguments: Arguments) -> None:
         """Keep the last inputs, as many as norm statistics need."""

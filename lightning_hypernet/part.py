@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 """Runs a method or submodule of the target, or reads a property, named by its path, with generated weights."""
@@ -19,7 +23,7 @@ class Part:
 
     Args:
         module: The submodule.
-        path: Its path in the target.
+        path: Its path in the target; empty for the target itself.
         call: Runs parts of the target.
         aliases: Every generated parameter's names in the target.
     """
@@ -33,28 +37,29 @@ class Part:
 
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""
+        if "_module" not in vars(self):  # while it is copied
+            raise AttributeError(name)
         return attribute_of(self._module, name, self._call, self._aliases, self._path)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it on the submodule."""
         set_attribute(self._module, name, value)
 
-    def __getitem__(self, key: int | slice | str) -> Any:
-        """One part of a container; a list of parts for a slice.
+    def __getitem__(self, key: Any) -> Any:
+        """An item of a container; several for a slice, which run one after another.
 
         Raises:
             TypeError: If the submodule is no container.
         """
         if not hasattr(self._module, "__getitem__"):
-            raise TypeError(f"{self._path!r} is a {type(self._module).__name__}, which has no items")
-        if isinstance(key, str):
-            return getattr(self, key)
-        names = [*self._module._parameters, *self._module._modules]
-        return [getattr(self, name) for name in names[key]] if isinstance(key, slice) else getattr(self, names[key])
+            raise TypeError(f"{self._path or 'the target'} is a {type(self._module).__name__}, which has no items")
+        if isinstance(key, slice) and isinstance(self._module, (nn.Sequential, nn.ModuleList)):
+            return Parts(list(self)[key])
+        return self._wrap(self._module[key])
 
     def __iter__(self) -> Iterator[Any]:
-        """The parts of a list, the keys of a dictionary."""
-        return iter(self._module if isinstance(self._module, (nn.ModuleDict, nn.ParameterDict)) else self[:])
+        """The items of a list, the keys of a dictionary."""
+        return map(self._wrap, self._module)
 
     def __len__(self) -> int:
         """How many items a container has."""
@@ -63,6 +68,70 @@ class Part:
     def __bool__(self) -> bool:
         """True but for an empty container."""
         return bool(self._module)
+
+    def _wrap(self, item: Any) -> Any:
+        """Parts in place of modules."""
+        if item is None:
+            raise _generated(f"an item of {self._path or 'the target'}", f"{self._path}.*" if self._path else "*")
+        paths = {id(module): name for name, module in self._module.named_modules()}
+        if id(item) not in paths:
+            return item
+        return Part(item, _inside(self._path, paths[id(item)]), self._call, self._aliases)
+
+
+class Parts(list[Any]):
+    """A slice of a container."""
+
+    def __call__(self, x: Any) -> Any:
+        """Run one part after another."""
+        for part in self:
+            x = part(x)
+        return x
+
+
+class PartCalls:
+    """Tells of parts that are called one after another in evaluation, where each call answers for all members together."""
+
+    def __init__(self) -> None:
+        self.told = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Take the next call for the first."""
+        self._last: tuple[str, list[ref[Tensor]], list[ref[Tensor]]] | None = None
+
+    def note(self, name: str, given: Sequence[Tensor], members: Sequence[Any], joined: Any) -> None:
+        """Warn, once, if what a part was given may come from the call before.
+
+        Args:
+            name: What was called, ``"forward"`` or a path in the target.
+            given: The tensors in its arguments.
+            members: What it made with each network.
+            joined: What it returns.
+        """
+        last, self._last = self._last, None
+        if not _alike(name, members):
+            self._last = name, [ref(one) for one in given], [ref(one) for one in tree_leaves(joined) if isinstance(one, Tensor)]
+        if last is None or name == "forward" or self.told:
+            return
+        before, inputs, outputs = last
+        same, follows = (any(one is other() for one in given for other in others) for others in (inputs, outputs))
+        if follows or (name != before and not same):
+            self.told = True
+            warnings.warn(
+                f"{before!r} and {name!r} are called one after the other in evaluation, where each call answers for all "
+                "members together, so that what the second makes of the first one's outputs is not the ensemble of the "
+                "networks; call both within a method of the target",
+                stacklevel=4,
+            )
+
+
+def _alike(name: str, members: Sequence[Any]) -> bool:
+    """Whether all members made the same, as a part that is not generated does."""
+    if len(members) == 1 or name == "forward":
+        return len(members) == 1
+    pairs = zip(*(tree_leaves(member) for member in members[:2]), strict=True)
+    return all(torch.equal(one, other) if isinstance(one, Tensor) else one is other for one, other in pairs)
 
 
 def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, Sequence[str]], path: str = "") -> Any:
@@ -81,18 +150,20 @@ def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, 
     Raises:
         AttributeError: If the owner has none of that name, or it is a generated parameter or holds some.
     """
-    inside = f"{path}.{name}" if path else name
+    inside = _inside(path, name)
     try:
         value = getattr(owner, name)
-    except StopIteration:  # a property that looks for the first parameter, as `device` often does
-        return call(inside, (), {})
+    except (StopIteration, TypeError, AttributeError):
+        if isinstance(getattr(type(owner), name, None), property):  # one that reads weights, or looks for the first of them
+            return call(inside, (), {})
+        raise
     if value is None and any(inside in names for names in aliases.values()):
-        raise AttributeError(
-            f"{inside!r} is generated, so every network has its own: read hypernet.population.weights in a training step, or "
-            f"keep it as it is with exclude=[{inside!r}]"
-        )
+        raise _generated(inside, inside)
     if isinstance(value, nn.Module):
         return Part(value, inside, call, aliases)
+    if isinstance(owner, nn.ModuleDict) and name in ("items", "values"):
+        part = Part(owner, path, call, aliases)
+        return lambda: [(key, part[key]) if name == "items" else part[key] for key in owner]
     if not (inspect.ismethod(value) and value.__self__ is owner) or name in _MODES:
         return value
     if name in _PARAMETERS and any(one.startswith(f"{path}.") for names in aliases.values() for one in names):
@@ -112,3 +183,14 @@ def set_attribute(owner: nn.Module, name: str, value: Any) -> None:
     if isinstance(value, (nn.Module, nn.Parameter)):
         raise AttributeError(f"{name!r} is a part of the target, which must be replaced before the target is wrapped")
     setattr(owner, name, value)
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _generated(what: str, pattern: str) -> AttributeError:
+    return AttributeError(
+        f"{what} is generated, so every network has its own: read hypernet.population.weights in a training step, or keep it "
+        f"as it is with exclude=[{pattern!r}]"
+    )

@@ -1,7 +1,6 @@
 import copy
 import pickle
 import warnings
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -299,11 +298,18 @@ def test_items_of_containers_run_with_generated_weights():
         for layer in hypernet.layers:
             y = layer(y)
         assert torch.equal(hypernet.heads["one"](y), hypernet(x))
-        for first in (hypernet.layers[-3], hypernet.layers[:2][0]):
-            assert torch.equal(first(x), hypernet.layers[0](x))
+        assert torch.equal(hypernet.layers[-3](x), hypernet.layers[0](x))
+        assert torch.equal(hypernet.layers[:3](x), y)
+        assert torch.equal(dict(hypernet.heads.items())["other"](x), hypernet.heads["other"](x))
+        assert torch.equal(hypernet.heads.values()[1](x), hypernet.heads["other"](x))
     assert (len(hypernet.layers), list(hypernet.heads), bool(hypernet.layers[0])) == (3, ["one", "other"], True)
-    with pytest.raises(TypeError, match=r"'layers.0' is a Linear, which has no items"):
+    with pytest.raises(TypeError, match=r"layers.0 is a Linear, which has no items"):
         hypernet.layers[0][0]
+    with pytest.raises(TypeError, match="the target is a Model, which has no items"):
+        hypernet[0]
+    with pytest.raises(KeyError):
+        hypernet.heads[0]
+    assert copy.copy(hypernet.layers[0]).in_features == copy.deepcopy(hypernet.layers[0]).in_features == 4
     for read in (lambda: hypernet.scales[0], lambda: hypernet.layers[0].weight):
         with pytest.raises(AttributeError, match=r"is generated, so every network has its own: .*exclude="):
             read()
@@ -311,12 +317,60 @@ def test_items_of_containers_run_with_generated_weights():
         hypernet.layers[3]
 
 
-def test_parts_called_one_by_one_in_evaluation_are_no_ensemble():
-    target = nn.Sequential(OrderedDict(body=nn.Linear(4, 4), relu=nn.ReLU(), head=nn.Linear(4, 2)))
-    hypernet = Hypernet(target, samples=2).eval()
-    hidden = hypernet.body(torch.randn(4, 4))
-    with pytest.warns(UserWarning, match=r"'body' and 'head' of Sequential are called one by one in evaluation.* a method"):
-        hypernet.head(hidden.relu())
+class Scaled(nn.Sequential):
+    """A container with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    @property
+    def scale(self):
+        return self.log_scale.exp()
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+def test_a_target_that_is_a_container_has_its_items():
+    hypernet = Hypernet(Scaled(), samples=2).train()
+    x = torch.randn(4, 4)
+    with hypernet.step():
+        first, _, last = hypernet
+        with torch.no_grad():
+            assert torch.equal(last(first(x).relu()), hypernet[:3](x))
+            assert hypernet.scale == hypernet.population.weights["log_scale"][0].exp()
+    assert (len(hypernet), bool(hypernet), hypernet[-1].out_features) == (3, True, 2)
+    assert bool(Hypernet(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("options", [{}, {"reduce": None}, {"members": 1}, {"exclude": ["0.*"]}])
+def test_parts_called_one_after_another_in_evaluation_are_no_ensemble(options):
+    hypernet = Hypernet(Scaled(), samples=2, **options).eval()
+    x = torch.randn(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hypernet[0](x)
+        hypernet(x)
+        hypernet[0](x)
+        hypernet[0](torch.randn(4, 4))
+        hypernet.train().eval()
+        hidden = hypernet[1](x)
+        if options.get("members") == 1 or "exclude" in options:
+            hypernet[2](hypernet[0](hidden).relu())
+            return
+        hidden = hypernet[0](hidden)
+    with pytest.warns(UserWarning, match="'0' and '2' are called one after the other in evaluation.* a method of the target"):
+        hypernet[2](hidden.relu())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hypernet[2](hypernet[0](x))
+
+
+def test_a_part_of_its_own_output_is_no_ensemble():
+    hypernet = Hypernet(nn.ModuleDict({"one": nn.Linear(4, 4)}), samples=2).eval()
+    with pytest.warns(UserWarning, match="'one' and 'one' are called one after the other"):
+        hypernet["one"](hypernet["one"](torch.randn(4, 4)))
 
 
 def test_averages_of_weights_keep_members_and_tell_of_statistics():

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import timm
@@ -369,12 +370,22 @@ def test_modules_under_two_names_keep_their_symmetries():
 def test_a_gauge_asked_for_too_early_is_fixed_later():
     hypernet = Hypernet(MODULES["mlp"][0](), samples=4).train()
     early = hypernet.sample(2)
-    with pytest.warns(UserWarning, match="give example_inputs, or train a step first"):
+    with pytest.warns(UserWarning, match="give example_inputs, or call the target itself"):
         gauged = early.gauged
     assert torch.equal(gauged, early.vectors)
     hypernet(torch.randn(8, 5))
     gauged = hypernet.population.gauged
     assert not torch.allclose(gauged, hypernet.population.vectors)
+
+
+def test_symmetries_are_read_after_training():
+    hypernet = Hypernet(MODULES["mlp"][0](), samples=4, gauge="none").train()
+    with hypernet.step():
+        hypernet(torch.randn(8, 5))
+    one, other = hypernet.eval().sample(2), hypernet.sample(2)
+    scaled = hypernet.channel_groups.transform(one.weights, torch.rand(2, hypernet.channel_groups.count) + 0.5)
+    assert hypernet.symmetry_distance(one, replace(one, weights=scaled)).max() < 1e-4
+    assert hypernet.symmetry_distance(one, other).min() > 1e-2
 
 
 def test_a_wrong_guess_of_a_timm_models_input_gives_way_to_the_batch():
@@ -433,7 +444,7 @@ def test_a_target_that_cannot_be_exported():
     assert torch.equal(gauged, hypernet.population.vectors)
     with pytest.raises(SymmetryError, match="Unreadable cannot be exported"):
         _ = trained(Unreadable(3, 2), x, gauge="scale").population.gauged
-    with pytest.raises(SymmetryError, match="give example_inputs, or train a step first"):
+    with pytest.raises(SymmetryError, match="give example_inputs, or call the target itself"):
         _ = Hypernet(nn.Linear(3, 2), gauge="scale").sample(2).gauged
     with pytest.raises(SymmetryError, match="needs an output from a linear layer"):
         _ = trained(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), x, gauge="softmax").population.gauged

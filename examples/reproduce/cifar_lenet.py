@@ -10,7 +10,7 @@ from lightning_hypernet import GeneratorConfig, HypernetCallback
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    options = arguments(__doc__, "spread").parse_args()
     torch.set_num_threads(1)
     pl.seed_everything(options.seed)
     train, _ = load("cifar10", options.data_dir, **AUGMENTED["cifar10"])
@@ -18,6 +18,9 @@ def main() -> None:
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_lenet"), "diversity": {"entropy": 1e-3}}
+    elif options.what == "spread":  # networks that differ within a component too
+        module = Classifier(lenet(), "sgd", 0.05, options.steps or 16_000, weight_decay=5e-4)
+        chosen = {"components": 5, "example_inputs": train[0][0][None], "diversity": {"variance": 1.0}}
     else:  # SGD as for one LeNet
         module = Classifier(lenet(), "sgd", 0.05, options.steps or 24_000, weight_decay=5e-4)
         chosen = {"components": 10, "generator": {"gain": 0.05}, "gauge": "none"}

@@ -41,7 +41,7 @@ SHOWN = ("member_accuracy", "ensemble_accuracy", "ensemble_nll", "disagreement",
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Components alone, by either start; mean weights with the better losses, one and two; one mean code with every loss."""
+    """Components alone, by either start; mean weights with the better losses, alone and in pairs; one mean code with all."""
     for start in ("mean_code", "mean_weights"):
         for components in COMPONENTS:
             yield {"start": start, "components": components, "diversity": {}}

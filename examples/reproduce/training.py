@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """What every script of the paper's targets is asked for."""
+def arguments(description: str | None, *settings: str) -> argparse.ArgumentParser:
+    """What every script of the paper's targets is asked for; `settings` are those beside the paper's and ours."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("what", choices=("paper", "ours"))
+    parser.add_argument("what", choices=("paper", "ours", *settings))
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--seed", type=int, default=0)

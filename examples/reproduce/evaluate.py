@@ -191,6 +191,8 @@ def main() -> None:
     save(figure, options.out / f"{name}_accuracy.png")
     other = options.data_dir / ("emnist_letters_test.npz" if small else "cifar100_ood.npz")
     result |= analyse(hypernet, images, other, training, name, options.out)
+    if hypernet.components > 1:
+        result["ten_members_of_one_component"] = measure(hypernet.ensemble(10, component=0).members, images)
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

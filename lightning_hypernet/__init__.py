@@ -3,11 +3,11 @@
 from lightning_hypernet.callback import HypernetCallback
 from lightning_hypernet.diversity import DiversityLoss
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.gauge import Gauge
-from lightning_hypernet.generator import GeneratorConfig
-from lightning_hypernet.hookspecs import hookimpl
+from lightning_hypernet.generator.generator import GeneratorConfig
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.population import Population
+from lightning_hypernet.symmetry.gauge import Gauge
 
 __all__ = [
     "DiversityLoss",

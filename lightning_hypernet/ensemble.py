@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
-from lightning_hypernet.execution import Executor
 from lightning_hypernet.population import StackedTensors
+from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.target.execution import Executor
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
 

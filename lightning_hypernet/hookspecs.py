@@ -7,19 +7,12 @@ theirs under the entry-point group ``lightning_hypernet``; scripts pass theirs a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-import pluggy
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_hypernet.diversity import DiversityLoss
-    from lightning_hypernet.filters import Rule
-
-PROJECT = "lightning_hypernet"
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+from lightning_hypernet.diversity import DiversityLoss
+from lightning_hypernet.markers import hookspec
+from lightning_hypernet.target.filters import Rule
 
 
 @hookspec

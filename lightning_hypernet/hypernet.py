@@ -16,23 +16,23 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_hypernet.alignment import symmetry_distance
-from lightning_hypernet.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.execution import ExecutionMode, Executor, Tensors
-from lightning_hypernet.filters import Structure, find_filters
-from lightning_hypernet.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge
-from lightning_hypernet.generator import Generator, GeneratorConfig
-from lightning_hypernet.graph import SymmetryError
-from lightning_hypernet.modes import evaluating
-from lightning_hypernet.part import Part, PartCalls, attribute_of, set_attribute
-from lightning_hypernet.permutation import Block, read_permutations
+from lightning_hypernet.generator.generator import Generator, GeneratorConfig
+from lightning_hypernet.generator.latents import Prior
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors
-from lightning_hypernet.prior import Prior
-from lightning_hypernet.structure import read_structure
 from lightning_hypernet.summary import summarize
-from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
+from lightning_hypernet.symmetry.alignment import symmetry_distance
+from lightning_hypernet.symmetry.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge
+from lightning_hypernet.symmetry.graph import SymmetryError
+from lightning_hypernet.symmetry.order import Block, read_permutations
+from lightning_hypernet.symmetry.scale import ChannelGroups, read_symmetries
+from lightning_hypernet.symmetry.structure import read_structure
+from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.target.execution import ExecutionMode, Executor, Tensors
+from lightning_hypernet.target.facade import Part, PartCalls, attribute_of, set_attribute
+from lightning_hypernet.target.filters import Structure, find_filters
+from lightning_hypernet.target.modes import evaluating
 
 _CALIBRATION_EXAMPLES = 2048
 _FIRST_LATENTS = 64

@@ -14,9 +14,11 @@ from typing import Any
 import pluggy
 from torch import nn
 
-from lightning_hypernet import diversity, hookspecs, layers
+from lightning_hypernet import diversity, hookspecs
 from lightning_hypernet.diversity import DiversityLoss, WeightedDiversity
-from lightning_hypernet.filters import Rule
+from lightning_hypernet.markers import PROJECT
+from lightning_hypernet.target import layers
+from lightning_hypernet.target.filters import Rule
 
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
@@ -52,7 +54,7 @@ class Plugins:
     def __init__(self, given: Sequence[object] = ()) -> None:
         self.losses: dict[str, type[DiversityLoss]] = {}
         self.rules: dict[type[nn.Module], Rule] = {}
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         for built_in in (diversity, layers):
             self._manager.register(built_in, built_in.__name__)
@@ -67,13 +69,13 @@ class Plugins:
                 self._collect(registered)
 
     def _load_installed(self) -> None:
-        names = [entry.name for entry in entry_points(group=hookspecs.PROJECT)]
+        names = [entry.name for entry in entry_points(group=PROJECT)]
         allowed = os.environ.get(RESTRICT)
         patterns = ["*"] if allowed is None else [pattern.strip() for pattern in allowed.split(",")]
         for name in names:
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
                 with _named(name):
-                    self._manager.load_setuptools_entrypoints(hookspecs.PROJECT, name)
+                    self._manager.load_setuptools_entrypoints(PROJECT, name)
                     self._manager.check_pending()
 
     def _collect(self, plugin: object) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.arguments import Arguments
-from lightning_hypernet.filters import FilterBanks
+from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.filters import FilterBanks
 
 
 class StackedTensors(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.filters import FilterBank, FilterBanks
-from lightning_hypernet.generator import Generator
-from lightning_hypernet.symmetry import ChannelGroups
+from lightning_hypernet.generator.generator import Generator
+from lightning_hypernet.symmetry.scale import ChannelGroups
+from lightning_hypernet.target.filters import FilterBank, FilterBanks
 
 
 def fixed_filters(bank: FilterBank, shapes: Mapping[str, tuple[int, ...]], groups: ChannelGroups) -> Tensor:

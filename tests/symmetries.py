@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.filters import find_filters
-from lightning_hypernet.gauge import ComposedGauge, PermutationGauge, ScaleGauge
-from lightning_hypernet.permutation import Block, read_permutations
 from lightning_hypernet.plugins import Plugins
-from lightning_hypernet.symmetry import ChannelGroups, read_symmetries
+from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge
+from lightning_hypernet.symmetry.order import Block, read_permutations
+from lightning_hypernet.symmetry.scale import ChannelGroups, read_symmetries
+from lightning_hypernet.target.filters import find_filters
 
 
 @dataclass

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.alignment import align
 from lightning_hypernet.analysis import (
     accuracies,
     adversarial,
@@ -26,6 +25,7 @@ from lightning_hypernet.analysis import (
     targeted_sign,
 )
 from lightning_hypernet.distillation import Distillation
+from lightning_hypernet.symmetry.alignment import align
 
 mpl.use("Agg")
 

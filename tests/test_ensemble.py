@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_hypernet import Ensemble, Hypernet
-from lightning_hypernet.execution import Executor
+from lightning_hypernet.target.execution import Executor
 from tests.targets import Tied
 from tests.test_hypernet import convnet, mlp
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.arguments import reduce_outputs
+from lightning_hypernet.target.arguments import reduce_outputs
 from tests.targets import BATCH, KINDS, leaves
 
 

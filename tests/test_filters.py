@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_hypernet import Hypernet, hookimpl
-from lightning_hypernet.filters import Slot, find_filters
-from lightning_hypernet.layers import rows
 from lightning_hypernet.plugins import PluginError, Plugins
-from lightning_hypernet.structure import read_structure
+from lightning_hypernet.symmetry.structure import read_structure
+from lightning_hypernet.target.filters import Slot, find_filters
+from lightning_hypernet.target.layers import rows
 from tests.targets import KINDS, Tied
 
 

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.alignment import align, symmetry_distance
-from lightning_hypernet.gauge import (
+from lightning_hypernet.symmetry.alignment import align, symmetry_distance
+from lightning_hypernet.symmetry.gauge import (
     ComposedGauge,
     LogitShiftGauge,
     NoGauge,
     PermutationGauge,
     ScaleGauge,
 )
-from lightning_hypernet.graph import SymmetryError
-from lightning_hypernet.permutation import read_permutations
-from lightning_hypernet.symmetry import read_symmetries
+from lightning_hypernet.symmetry.graph import SymmetryError
+from lightning_hypernet.symmetry.order import read_permutations
+from lightning_hypernet.symmetry.scale import read_symmetries
 from tests.symmetries import examine, holds, names_of, prepared, random_weights, relative, run, shuffled
 from tests.test_symmetry import MODULES
 

@@ -73,7 +73,7 @@ def test_installed_plugins_load_by_entry_point(install):
     listing = {info.name: info for info in plugins.listing()}
     assert listing["apple"].version == "2.5"
     assert listing["apple"].hooks == ("hypernet_register_diversity",)
-    assert listing["lightning_hypernet.layers"].hooks == ("hypernet_register_filters",)
+    assert listing["lightning_hypernet.target.layers"].hooks == ("hypernet_register_filters",)
     assert list(listing) == sorted(listing)
 
 

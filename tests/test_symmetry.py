@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
 from lightning_hypernet.diversity import Entropy
-from lightning_hypernet.gauge import ScaleGauge
-from lightning_hypernet.graph import SymmetryError
-from lightning_hypernet.symmetry import read_symmetries
+from lightning_hypernet.symmetry.gauge import ScaleGauge
+from lightning_hypernet.symmetry.graph import SymmetryError
+from lightning_hypernet.symmetry.scale import read_symmetries
 from tests.symmetries import examine, holds, prepared, random_weights, relative, run
 from tests.targets import Tied
 from tests.test_generator import mnist_target

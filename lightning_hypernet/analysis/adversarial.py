@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_hypernet.arguments import reduce_outputs
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.modes import evaluating
 from lightning_hypernet.population import Population
+from lightning_hypernet.target.arguments import reduce_outputs
+from lightning_hypernet.target.modes import evaluating
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs to logits."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.modes import evaluating
 from lightning_hypernet.population import Population
+from lightning_hypernet.target.modes import evaluating
 
 
 @torch.no_grad()

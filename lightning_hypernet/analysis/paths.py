@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_hypernet.alignment import align
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
+from lightning_hypernet.symmetry.alignment import align
 
 
 @dataclass(frozen=True)

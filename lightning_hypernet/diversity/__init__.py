@@ -11,7 +11,7 @@ from lightning_hypernet.diversity.mutual_information import MutualInformation
 from lightning_hypernet.diversity.outputs import OutputEntropy
 from lightning_hypernet.diversity.repulsion import Repulsion
 from lightning_hypernet.diversity.variance import Variance
-from lightning_hypernet.hookspecs import hookimpl
+from lightning_hypernet.markers import hookimpl
 
 __all__ = [
     "DiversityLoss",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_hypernet.arguments import reduce_outputs
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
+from lightning_hypernet.target.arguments import reduce_outputs
 
 
 class EnsembleLoss(DiversityLoss):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from lightning_hypernet.filters import NORMS, Rule, Slot
-from lightning_hypernet.hookspecs import hookimpl
+from lightning_hypernet.markers import hookimpl
+from lightning_hypernet.target.filters import NORMS, Rule, Slot
 
 
 def rows(module: nn.Module, *names: str) -> list[Slot]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hypernet.filters import FilterBank, FilterBanks
+from lightning_hypernet.target.filters import FilterBank, FilterBanks
 
 _ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 _CONSTANT_SCALE = 0.02

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.graph import SymmetryError, components, export, run_shadow
-from lightning_hypernet.permuting import PERMUTING
-from lightning_hypernet.shadow import PINNED, Shadow, compact, thin
+from lightning_hypernet.symmetry.graph import SymmetryError, components, export, run_shadow
+from lightning_hypernet.symmetry.order_rules import PERMUTING
+from lightning_hypernet.symmetry.shadow import PINNED, Shadow, compact, thin
 
 _TOLERANCE = 1e-8
 _DRAWS = 2

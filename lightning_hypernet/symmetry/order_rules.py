@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.graph import Handler
-from lightning_hypernet.operations import ELEMENTWISE, HANDLERS
-from lightning_hypernet.shadow import Ids, Leaf, Shadow, thin
+from lightning_hypernet.symmetry.graph import Handler
+from lightning_hypernet.symmetry.operations import ELEMENTWISE, HANDLERS
+from lightning_hypernet.symmetry.shadow import Ids, Leaf, Shadow, thin
 
 
 def _varies(ids: Tensor) -> list[int]:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_hypernet.filters import Structure
-from lightning_hypernet.graph import Graph, export, operation_of
-from lightning_hypernet.operations import ELEMENTWISE, IDENTITY
+from lightning_hypernet.symmetry.graph import Graph, export, operation_of
+from lightning_hypernet.symmetry.operations import ELEMENTWISE, IDENTITY
+from lightning_hypernet.target.filters import Structure
 
 _NORMS = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
 _PASSING = ELEMENTWISE | IDENTITY | {"softmax", "log_softmax"}

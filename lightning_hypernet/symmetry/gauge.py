@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_hypernet.graph import SymmetryError
-from lightning_hypernet.permutation import Block
-from lightning_hypernet.symmetry import ChannelGroups, Level
+from lightning_hypernet.symmetry.graph import SymmetryError
+from lightning_hypernet.symmetry.order import Block
+from lightning_hypernet.symmetry.scale import ChannelGroups, Level
 
 GaugeName = Literal["auto", "scale", "softmax", "permutation", "none"]
 

@@ -73,10 +73,8 @@ class Part:
         """Parts in place of modules."""
         if item is None:
             raise _generated(f"an item of {self._path or 'the target'}", f"{self._path}.*" if self._path else "*")
-        paths = {id(module): name for name, module in self._module.named_modules()}
-        if id(item) not in paths:
-            return item
-        return Part(item, _inside(self._path, paths[id(item)]), self._call, self._aliases)
+        name = next((name for name, module in self._module.named_modules() if module is item), None)
+        return item if name is None else Part(item, _inside(self._path, name), self._call, self._aliases)
 
 
 class Parts(list[Any]):
@@ -109,10 +107,12 @@ class PartCalls:
             members: What it made with each network.
             joined: What it returns.
         """
+        if self.told:
+            return
         last, self._last = self._last, None
         if not _alike(name, members):
             self._last = name, [ref(one) for one in given], [ref(one) for one in tree_leaves(joined) if isinstance(one, Tensor)]
-        if last is None or name == "forward" or self.told:
+        if last is None or name == "forward":
             return
         before, inputs, outputs = last
         same, follows = (any(one is other() for one in given for other in others) for others in (inputs, outputs))

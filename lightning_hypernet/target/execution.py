@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_hypernet.arguments import Arguments
+from lightning_hypernet.target.arguments import Arguments
 
 ExecutionMode = Literal["auto", "loop", "vmap"]
 Tensors = Mapping[str, Tensor]

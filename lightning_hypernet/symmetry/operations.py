@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.shadow import FEW, PINNED, Ids, Leaf, Shadow, thin, thin_pair
+from lightning_hypernet.symmetry.shadow import FEW, PINNED, Ids, Leaf, Shadow, thin, thin_pair
 
 _SPATIAL = {
     **{f"{name}{dims}d": dims for dims in (1, 2, 3) for name in ("conv", "conv_transpose", "avg_pool", "adaptive_avg_pool",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.graph import Graph, components, export, operation_of, run_shadow
-from lightning_hypernet.operations import HANDLERS
-from lightning_hypernet.shadow import PINNED, Shadow
+from lightning_hypernet.symmetry.graph import Graph, components, export, operation_of, run_shadow
+from lightning_hypernet.symmetry.operations import HANDLERS
+from lightning_hypernet.symmetry.shadow import PINNED, Shadow
 
 
 @dataclass(frozen=True)

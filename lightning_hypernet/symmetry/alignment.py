@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightning_hypernet.gauge import Gauge, PermutationGauge
-from lightning_hypernet.permutation import Block
+from lightning_hypernet.symmetry.gauge import Gauge, PermutationGauge
+from lightning_hypernet.symmetry.order import Block
 
 _SWEEPS = 50
 _LEAST = 1e-7

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.operations import SHAPE_OPERATIONS, VIEWS, shape_operation
-from lightning_hypernet.shadow import Ids, Leaf, Shadow
+from lightning_hypernet.symmetry.operations import SHAPE_OPERATIONS, VIEWS, shape_operation
+from lightning_hypernet.symmetry.shadow import Ids, Leaf, Shadow
 
 Handler = Callable[[Shadow, Any, Any, Any], Any]
 """Maps the shadow, arguments, keyword arguments and the result's meta data to identities; None: what it reads is pinned."""

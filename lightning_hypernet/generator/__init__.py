@@ -1,0 +1,1 @@
+"""Generator: latents to weights."""

@@ -1,0 +1,1 @@
+"""Symmetry: what leaves the target's function unchanged, read off its graph once."""

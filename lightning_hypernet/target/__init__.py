@@ -1,0 +1,1 @@
+"""The target: its parameters and its calls. Nothing here knows of hypernetworks."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import GeneratorConfig, Hypernet, HypernetCallback
 from lightning_hypernet.diversity import Entropy
-from tests.test_diversity import BrokenPlugin
+from tests.diversity.test_diversity import BrokenPlugin
 
 QUIET = {
     "accelerator": "cpu",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-sys.path.append(str(Path(__file__).parents[1] / "examples" / "reproduce"))
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "reproduce"))
 from bayesian import MNF, Flow, MeanField
 
 

@@ -16,8 +16,8 @@ from lightning_hypernet.symmetry.gauge import (
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.symmetry.order import read_permutations
 from lightning_hypernet.symmetry.scale import read_symmetries
-from tests.symmetries import examine, holds, names_of, prepared, random_weights, relative, run, shuffled
-from tests.test_symmetry import MODULES
+from tests.symmetry.examination import examine, holds, names_of, prepared, random_weights, relative, run, shuffled
+from tests.symmetry.test_scale import MODULES
 
 
 class Mirrored(nn.Module):

@@ -14,9 +14,9 @@ from lightning_hypernet.diversity import Entropy
 from lightning_hypernet.symmetry.gauge import ScaleGauge
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.symmetry.scale import read_symmetries
-from tests.symmetries import examine, holds, prepared, random_weights, relative, run
+from tests.generator.test_generator import mnist_target
+from tests.symmetry.examination import examine, holds, prepared, random_weights, relative, run
 from tests.targets import Tied
-from tests.test_generator import mnist_target
 
 
 class Residual(nn.Module):

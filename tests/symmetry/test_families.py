@@ -9,7 +9,7 @@ from timm.models import _registry
 from torch.nn import functional as F
 
 from lightning_hypernet import GeneratorConfig, Hypernet
-from tests.symmetries import examine, holds
+from tests.symmetry.examination import examine, holds
 
 LIMIT = 60_000_000
 SMALL = (

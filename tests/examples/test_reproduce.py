@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
+SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
 
 
 def run(script, *arguments):

@@ -25,9 +25,9 @@ from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.alignment import symmetry_distance
 from lightning_hypernet.symmetry.gauge import Gauge, GaugeName, NoGauge, ScaleGauge, build_gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
-from lightning_hypernet.symmetry.order import Block, read_permutations
-from lightning_hypernet.symmetry.scale import ChannelGroups, read_symmetries
-from lightning_hypernet.symmetry.structure import read_structure
+from lightning_hypernet.symmetry.order import Block
+from lightning_hypernet.symmetry.reading import read_permutations, read_structure, read_symmetries
+from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
 from lightning_hypernet.target.execution import ExecutionMode, Executor, Tensors
 from lightning_hypernet.target.facade import Part, PartCalls, attribute_of, set_attribute

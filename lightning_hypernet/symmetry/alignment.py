@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lightning_hypernet.symmetry.gauge import Gauge, PermutationGauge
@@ -34,10 +33,12 @@ def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks
     Returns:
         Weights of the same functions.
     """
+    from scipy.optimize import linear_sum_assignment
+
     for _ in range(_SWEEPS):
         changed = False
         for block in blocks:
-            likeness = sum(part.gather(weights) @ part.gather(reference).mT for part in block.parts)
+            likeness = sum(axis.gather(weights) @ axis.gather(reference).mT for axis in block.axes)
             assert isinstance(likeness, Tensor)
             matches = [linear_sum_assignment(one.T, maximize=True)[1] for one in likeness.detach().double().cpu().numpy()]
             order = torch.as_tensor(np.stack(matches), device=likeness.device)
@@ -53,7 +54,7 @@ def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks
 
 def _likeness(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], block: Block) -> Tensor:
     """Inner product of all that a block touches: ``(S,)``."""
-    names = {part.parameter for part in block.parts}
+    names = {axis.parameter for axis in block.axes}
     return torch.stack([(weights[name] * reference[name]).flatten(1).sum(1) for name in names]).sum(0)
 
 

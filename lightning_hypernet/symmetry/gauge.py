@@ -201,16 +201,16 @@ class PermutationGauge(Gauge):
         """Some of the gauge-fixed weights; only blocks that touch them are sorted."""
         chosen: Mapping[str, Tensor] = {name: weights[name] for name in names}
         for block in self._touching(names):
-            keys = torch.stack([part.gather(weights).detach().sum(-1) for part in block.parts]).sum(0)
+            keys = torch.stack([axis.gather(weights).detach().sum(-1) for axis in block.axes]).sum(0)
             chosen = block.permute(chosen, keys.argsort(-1))
         return chosen
 
     def reads(self, weights: Collection[str], names: Collection[str]) -> Collection[str]:
         """The weights that are named, and those that their blocks are sorted by."""
-        return {*names, *(part.parameter for block in self._touching(names) for part in block.parts)}
+        return {*names, *(axis.parameter for block in self._touching(names) for axis in block.axes)}
 
     def _touching(self, names: Collection[str]) -> list[Block]:
-        return [block for block in self.blocks if any(part.parameter in names for part in block.parts)]
+        return [block for block in self.blocks if any(axis.parameter in names for axis in block.axes)]
 
 
 def build_gauge(name: GaugeName, groups: ChannelGroups, blocks: Callable[[], Sequence[Block]]) -> Gauge:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.symmetry.graph import Handler
-from lightning_hypernet.symmetry.operations import ELEMENTWISE, HANDLERS
-from lightning_hypernet.symmetry.shadow import Ids, Leaf, Shadow, thin
+from lightning_hypernet.symmetry.scale_rules import HANDLERS, frozen
+from lightning_hypernet.symmetry.shadow import Handler, Ids, Leaf, Shadow, thin
+from lightning_hypernet.symmetry.shapes import ELEMENTWISE
 
 
 def _varies(ids: Tensor) -> list[int]:
@@ -80,7 +80,8 @@ def _normalised(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     named = dict(zip(names.get(shadow.operation, ("input", "weight", "bias")), args, strict=False)) | kwargs
     if shadow.operation == "group_norm":
         named = dict(zip(("input", "groups", "weight", "bias"), args, strict=False)) | kwargs
-    if not isinstance(named["input"], Ids):
+    fixed = shadow.operation in ("batch_norm", "instance_norm") and frozen(shadow, args)
+    if not isinstance(named["input"], Ids) or fixed:
         return None
     ids = named["input"].ids
     behind = shadow.operation in ("layer_norm", "rms_norm")

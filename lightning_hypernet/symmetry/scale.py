@@ -1,17 +1,18 @@
-"""Symmetries of a target: what scaling leaves the function unchanged, read off its exported graph."""
+"""Scale: channels that can be scaled together without changing a target's function, read off its exported graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.fx import Node
 
-from lightning_hypernet.symmetry.graph import Graph, components, export, operation_of, run_shadow
-from lightning_hypernet.symmetry.operations import HANDLERS
-from lightning_hypernet.symmetry.shadow import PINNED, Shadow
+from lightning_hypernet.symmetry.graph import Graph, operation_of, reading
+from lightning_hypernet.symmetry.reader import run_shadow
+from lightning_hypernet.symmetry.scale_rules import HANDLERS
+from lightning_hypernet.symmetry.shadow import PINNED, Shadow, thin_pair
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Level:
     groups: Tensor
     rows: dict[str, Tensor]
 
+    def restrict(self, kept: Tensor, number: Tensor) -> Level:
+        """Without the groups that are not kept; the others get new numbers."""
+        led = kept[self.groups]
+        count = int(led.sum())
+        local = torch.cat([torch.where(led, led.cumsum(0) - 1, count), torch.tensor([count])])
+        rows = {name: local[one] for name, one in self.rows.items()}
+        return Level(number[self.groups[led]], {name: one for name, one in rows.items() if bool((one < count).any())})
+
 
 @dataclass(frozen=True)
 class ChannelGroups:
@@ -41,7 +50,7 @@ class ChannelGroups:
         producers: For every parameter its elements' groups, `count` for none; of a shape that broadcasts against it.
         consumers: Likewise.
         levels: The groups in topological order.
-        pinned: For every operation that pins channels, how many.
+        pinned: For every operation that pins channels, how many; under ``"training"`` those that training alone pins.
         output: The parameter that adds the bias of the output, if the output is a linear layer's.
     """
 
@@ -51,6 +60,23 @@ class ChannelGroups:
     levels: list[Level]
     pinned: dict[str, int] = field(default_factory=dict)
     output: str | None = None
+
+    def restrict(self, kept: Tensor) -> ChannelGroups:
+        """Some of the groups, ``(count,)`` booleans; the others are pinned."""
+        count = int(kept.sum())
+        number = torch.where(kept, kept.cumsum(0) - 1, count)
+        number = torch.cat([number, torch.tensor([count])])
+        producers, consumers = ({name: number[one] for name, one in ids.items()} for ids in (self.producers, self.consumers))
+        names = [name for name in producers if bool((producers[name] < count).any() or (consumers[name] < count).any())]
+        pinned = self.pinned | ({"training": self.count - count} if count < self.count else {})
+        return replace(
+            self,
+            count=count,
+            producers={name: producers[name] for name in names},
+            consumers={name: consumers[name] for name in names},
+            levels=[level.restrict(kept, number) for level in self.levels if bool(kept[level.groups].any())],
+            pinned=pinned,
+        )
 
     def transform(self, weights: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Scale every group of every network.
@@ -73,27 +99,63 @@ class ChannelGroups:
         return scaled
 
 
-def read_symmetries(
-    target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], generated: Sequence[str]
-) -> ChannelGroups:
+def read_groups(graph: Graph, generated: Sequence[str]) -> ChannelGroups:
     """Read the channel groups of a target off its exported graph.
 
     Args:
-        target: The target with its own weights.
-        args: Example arguments.
-        kwargs: Example keyword arguments.
+        graph: The graph.
         generated: Names of the parameters that may be scaled.
 
     Returns:
         The groups.
 
     Raises:
-        SymmetryError: If the target cannot be exported or its graph can't be read.
+        SymmetryError: If the graph can't be read.
     """
-    graph = export(target, args, kwargs)
     shadow = run_shadow(graph, generated, HANDLERS)
+    with reading("the scale of channels can't be read"):
+        return _groups(graph, shadow, generated)
+
+
+def groups_of_both(groups: ChannelGroups, others: ChannelGroups) -> ChannelGroups:
+    """The groups that the others hold too, with the same producers and the same consumers; what is not among them is pinned.
+
+    Args:
+        groups: The groups of the graph of evaluation.
+        others: The groups of the graph of training.
+
+    Returns:
+        The groups that scale in both.
+    """
+    pairs = torch.unique(
+        torch.cat(
+            [
+                *_pairs(groups.producers, groups.count, others.producers, others.count),
+                *_pairs(groups.consumers, groups.count, others.consumers, others.count),
+            ]
+        ),
+        dim=0,
+    )
+    one, other = pairs.unbind(1)
+    alone = (one.bincount(minlength=groups.count + 1)[one] == 1) & (other.bincount(minlength=others.count + 1)[other] == 1)
+    kept = torch.zeros(groups.count, dtype=torch.bool)
+    kept[one[alone & (one < groups.count) & (other < others.count)]] = True
+    output = groups.output if groups.output == others.output else None
+    return replace(groups.restrict(kept), output=output)
+
+
+def _pairs(one: Mapping[str, Tensor], none: int, other: Mapping[str, Tensor], other_none: int) -> Iterator[Tensor]:
+    """The groups that each element of a parameter belongs to here and there, as ``(n, 2)`` tensors."""
+    yield torch.tensor([[none, other_none]])
+    for name in {**one, **other}:
+        here, there = torch.broadcast_tensors(one.get(name, torch.tensor(none)), other.get(name, torch.tensor(other_none)))
+        here, there = thin_pair(here, there)
+        yield torch.stack([here.reshape(-1), there.reshape(-1)], 1).unique(dim=0)
+
+
+def _groups(graph: Graph, shadow: Shadow, generated: Sequence[str]) -> ChannelGroups:
     written = torch.cat([torch.arange(first, last) for first, last, _ in shadow.writers] or [torch.zeros(0, dtype=torch.long)])
-    label = components(shadow.count, shadow.edges + [torch.stack([ids, ids * 0]) for _, ids in shadow.pins])
+    label = shadow.labels()
     scalable = label != label[PINNED]
     leaders = torch.arange(shadow.count)[scalable & (label == torch.arange(shadow.count))]
     leaders = leaders[torch.isin(leaders, written)]
@@ -132,9 +194,10 @@ def _levels(shadow: Shadow, label: Tensor, leaders: Tensor, group: Tensor) -> It
 
 
 def _output_bias(graph: Graph, generated: Sequence[str]) -> str | None:
-    """The bias of the linear layer that the output comes from."""
-    output = graph.output()
-    if output is None or operation_of(output) != "linear" or len(output.args) < 3:
+    """The bias of the linear layer that the output, the first if there are several, comes from; it does nothing else."""
+    output = next(iter(graph.outputs()), None)
+    if output is None or operation_of(output) != "linear" or len(output.args) < 3 or len(output.users) > 1:
         return None
-    name = graph.parameter(output.args[2])
-    return name if name in generated else None
+    bias = output.args[2]
+    name = graph.parameter(bias)
+    return name if name in generated and isinstance(bias, Node) and len(bias.users) == 1 else None

@@ -7,7 +7,7 @@ Layers write fresh identities, shape operations act on them, sums unite them, an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,11 @@ class Shadow:
         operation: Name of the operation at hand.
         in_place: Whether it overwrites its first argument.
         on_view: Whether that is a view of another activation.
+        training: Whether the graph is that of training.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, training: bool = False) -> None:
+        self.training = training
         self.count = 1
         self.edges: list[Tensor] = []
         self.pins: list[tuple[str, Tensor]] = []
@@ -117,6 +119,15 @@ class Shadow:
         """Note that a parameter takes part in writing the newest identities."""
         if self.writers and ids.numel() and int(ids.reshape(-1)[0]) == self.writers[-1][0]:
             self.writers[-1][2].append(leaf.name)
+
+    def labels(self, more: Sequence[Tensor] = ()) -> Tensor:
+        """For every identity the least that it is united with, `PINNED` if it is pinned: ``(count,)``.
+
+        Args:
+            more: Further pairs of identities that scale alike, as ``(2, n)`` tensors.
+        """
+        pins = [torch.stack([ids, torch.full_like(ids, PINNED)]) for _, ids in self.pins]
+        return components(self.count, [*self.edges, *pins, *more])
 
     def zeros(self, shape: Sequence[int]) -> Tensor:
         """What is pinned, in any shape."""
@@ -217,3 +228,20 @@ def thin_pair(one: Tensor, other: Tensor, keep: bool = False) -> tuple[Tensor, T
         if not one.stride(dim) and not other.stride(dim) and shape[dim] > 1:
             one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
     return (one.expand(shape), other.expand(shape)) if keep else (one, other)
+
+
+def components(count: int, edges: Sequence[Tensor]) -> Tensor:
+    """For every node the least node that it is connected with: ``(count,)``, from edges ``(2, n)``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = torch.cat([torch.zeros(2, 0, dtype=torch.long), *edges], dim=1).numpy()
+    adjacency = coo_array((one >= 0, (one, other)), shape=(count, count))
+    number, component = connected_components(adjacency, directed=False)
+    component = torch.from_numpy(component).long()
+    least = torch.full((number,), count).scatter_reduce(0, component, torch.arange(count), "amin")
+    return least[component]
+
+
+Handler = Callable[[Shadow, Any, Any, Any], Any]
+"""Maps the shadow, arguments, keyword arguments and the result's meta data to identities; None: what it reads is pinned."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
-from lightning_hypernet.symmetry.graph import Graph, export, operation_of
-from lightning_hypernet.symmetry.operations import ELEMENTWISE, IDENTITY
+from lightning_hypernet.symmetry.graph import Graph, operation_of, reading
+from lightning_hypernet.symmetry.shapes import ELEMENTWISE, IDENTITY
 from lightning_hypernet.target.filters import Structure
 
 _NORMS = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
@@ -19,23 +19,25 @@ _POOLING = {
 }  # fmt: skip
 
 
-def read_structure(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+def read_structure(graph: Graph) -> Structure:
     """Follow the graph of a target back from every norm layer and from the output to the layer whose output units they hold.
 
     Between the two may lie functions of single elements, and what moves axes or joins others.
 
     Args:
-        target: The target.
-        args: Example arguments.
-        kwargs: Example keyword arguments.
+        graph: The graph of evaluation.
 
     Returns:
-        The structure.
+        The structure, which names parameters by the target's own first names.
 
     Raises:
-        SymmetryError: If the target cannot be exported.
+        SymmetryError: If the graph can't be read.
     """
-    graph = export(target, args, kwargs)
+    with reading("the structure of filters can't be read"):
+        return _structure(graph)
+
+
+def _structure(graph: Graph) -> Structure:
     norms: dict[str, str] = {}
     for node in graph.program.graph.nodes:
         operation = operation_of(node)

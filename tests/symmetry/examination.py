@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge
-from lightning_hypernet.symmetry.order import Block, read_permutations
-from lightning_hypernet.symmetry.scale import ChannelGroups, read_symmetries
+from lightning_hypernet.symmetry.order import Block
+from lightning_hypernet.symmetry.scale import ChannelGroups
+from lightning_hypernet.symmetry.symmetries import Symmetries
 from lightning_hypernet.target.filters import find_filters
 
 
@@ -89,6 +90,12 @@ def names_of(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_parameters()]
 
 
+def symmetries_of(module: nn.Module, *inputs: Tensor) -> tuple[ChannelGroups, list[Block]]:
+    """The channel groups and the certified blocks of a module."""
+    symmetries = Symmetries.read(module, inputs, {}, names_of(module))
+    return symmetries.groups, symmetries.blocks(lambda: (module, inputs, {}))
+
+
 def shuffled(blocks: list[Block], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for block in blocks:
         weights = block.permute(weights, torch.stack([torch.randperm(block.size) for _ in next(iter(weights.values()))]))
@@ -99,8 +106,7 @@ def examine(module: nn.Module, *inputs: Tensor) -> Report:
     """Transform random weights by a random symmetry, of scale and of order, and fix the gauge of both."""
     module = prepared(module)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    groups = read_symmetries(module, inputs, {}, names_of(module))
-    blocks = read_permutations(module, inputs, {}, names_of(module))
+    groups, blocks = symmetries_of(module, *inputs)
     weights = random_weights(module)
     scaled = groups.transform(weights, (torch.randn(1, groups.count).double() * 0.7).exp())
     other = shuffled(blocks, scaled)

@@ -14,9 +14,7 @@ from lightning_hypernet.symmetry.gauge import (
     ScaleGauge,
 )
 from lightning_hypernet.symmetry.graph import SymmetryError
-from lightning_hypernet.symmetry.order import read_permutations
-from lightning_hypernet.symmetry.scale import read_symmetries
-from tests.symmetry.examination import examine, holds, names_of, prepared, random_weights, relative, run, shuffled
+from tests.symmetry.examination import examine, holds, prepared, random_weights, relative, run, shuffled, symmetries_of
 from tests.symmetry.test_scale import MODULES
 
 
@@ -34,7 +32,7 @@ class Mirrored(nn.Module):
 
 def test_a_run_refuses_what_the_graph_proposes_wrongly():
     module = Mirrored().double()
-    assert read_permutations(module, (torch.randn(2, 1, 5, 5).double(),), {}, names_of(module)) == []
+    assert symmetries_of(module, torch.randn(2, 1, 5, 5).double())[1] == []
 
 
 def test_channels_whose_first_writer_is_one_number_are_told_apart():
@@ -56,7 +54,7 @@ def test_channels_whose_first_writer_is_one_number_are_told_apart():
 @pytest.mark.parametrize("x", [torch.zeros(2, 1, 5, 5), torch.ones(2, 1, 5, 5)], ids=["zeros", "ones"])
 def test_inputs_that_show_nothing_certify_nothing(x):
     module = Mirrored().double()
-    assert read_permutations(module, (x.double(),), {}, names_of(module)) == []
+    assert symmetries_of(module, x.double())[1] == []
 
 
 def test_outputs_that_show_nothing_certify_nothing():
@@ -71,7 +69,7 @@ def test_outputs_that_show_nothing_certify_nothing():
             return (self.head(self.front(x)) * 1e6).softmax(-1)
 
     module = Saturated().double()
-    assert read_permutations(module, (torch.randn(2, 1, 5, 5).double(),), {}, names_of(module)) == []
+    assert symmetries_of(module, torch.randn(2, 1, 5, 5).double())[1] == []
 
 
 def test_what_holds_only_together_is_no_symmetry():
@@ -85,7 +83,7 @@ def test_what_holds_only_together_is_no_symmetry():
             return torch.cat([a[:, :1], a[:, 1:].flip(-1), b[:, :1], b[:, 1:].flip(-1)], 1).sum(1).tanh().mean()
 
     module = Coupled().double()
-    assert read_permutations(module, (torch.randn(2, 1, 6, 6).double(),), {}, names_of(module)) == []
+    assert symmetries_of(module, torch.randn(2, 1, 6, 6).double())[1] == []
 
 
 def test_a_target_of_single_precision_alone_is_told():
@@ -95,7 +93,7 @@ def test_a_target_of_single_precision_alone_is_told():
 
     module = Single(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(SymmetryError, match="Single can't be run in double precision, which certifies permutations"):
-        read_permutations(module, (torch.randn(2, 3),), {}, names_of(module))
+        symmetries_of(module, torch.randn(2, 3))
 
 
 def test_alignment_never_ends_farther_than_it_starts():
@@ -111,7 +109,7 @@ def test_alignment_never_ends_farther_than_it_starts():
             return self.last(h + self.inner(h).tanh())
 
     module = Recurrent().double()
-    blocks = read_permutations(module, (torch.randn(4, 3).double(),), {}, names_of(module))
+    blocks = symmetries_of(module, torch.randn(4, 3).double())[1]
     assert [block.size for block in blocks] == [6]
     one, other = ({name: torch.randn(200, *p.shape).double() for name, p in module.named_parameters()} for _ in range(2))
 
@@ -125,7 +123,7 @@ def test_alignment_never_ends_farther_than_it_starts():
 def test_a_part_of_a_composed_gauge_is_the_part_of_the_whole(name):
     make, shape, _ = MODULES[name]
     module, x = prepared(make()), torch.randn(shape).double()
-    groups, blocks = (read(module, (x,), {}, names_of(module)) for read in (read_symmetries, read_permutations))
+    groups, blocks = symmetries_of(module, x)
     gauges = [ScaleGauge(groups), PermutationGauge(blocks)]
     if groups.output:
         gauges.append(LogitShiftGauge(groups.output))
@@ -140,13 +138,13 @@ def test_a_part_of_a_composed_gauge_is_the_part_of_the_whole(name):
 def test_swapping_channels_of_different_blocks_changes_the_output():
     module = prepared(MODULES["group_norm"][0]())
     inputs = (torch.randn(2, 2, 7, 7).double(),)
-    first, second = read_permutations(module, inputs, {}, names_of(module))
+    first, second = symmetries_of(module, *inputs)[1]
     weights = random_weights(module)
     wrong = dict(weights)
-    for part, other in zip(first.parts, second.parts, strict=True):
-        order = torch.arange(weights[part.parameter].shape[part.axis + 1])
-        order[part.index[0]], order[other.index[0]] = other.index[0], part.index[0]
-        wrong[part.parameter] = wrong[part.parameter].index_select(part.axis + 1, order)
+    for axis, other in zip(first.axes, second.axes, strict=True):
+        order = torch.arange(weights[axis.parameter].shape[axis.dim + 1])
+        order[axis.index[0]], order[other.index[0]] = other.index[0], axis.index[0]
+        wrong[axis.parameter] = wrong[axis.parameter].index_select(axis.dim + 1, order)
     before = run(module, weights, inputs)
     assert relative(run(module, wrong, inputs), before) > 1e-6
     assert relative(run(module, shuffled([first, second], weights), inputs), before) < 1e-12
@@ -154,7 +152,7 @@ def test_swapping_channels_of_different_blocks_changes_the_output():
 
 def test_alignment_of_one_block_is_the_best_of_all_permutations():
     module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    (block,) = read_permutations(module, (torch.randn(2, 3).double(),), {}, names_of(module))
+    (block,) = symmetries_of(module, torch.randn(2, 3).double())[1]
     weights, reference = random_weights(module, 3), random_weights(module, 3)
     aligned = align(weights, reference, [block])
 
@@ -169,7 +167,7 @@ def test_alignment_of_one_block_is_the_best_of_all_permutations():
 def test_symmetric_networks_have_no_distance(name):
     make, shape, _ = MODULES[name]
     module, x = prepared(make()), torch.randn(shape).double()
-    groups, blocks = (read(module, (x,), {}, names_of(module)) for read in (read_symmetries, read_permutations))
+    groups, blocks = symmetries_of(module, x)
     one, other = random_weights(module, 2), shuffled(blocks, random_weights(module, 2))
     same = shuffled(blocks, groups.transform(one, torch.rand(2, groups.count).double() + 0.5))
     gauge = ScaleGauge(groups)
@@ -187,7 +185,7 @@ def test_a_hypernet_with_the_permutation_gauge():
     one, other = hypernet.sample(3), hypernet.sample(3)
     fixed = hypernet.gauge(one.weights)
     for block in hypernet.channel_blocks:
-        sums = torch.stack([part.gather(fixed).sum(-1) for part in block.parts]).sum(0)
+        sums = torch.stack([axis.gather(fixed).sum(-1) for axis in block.axes]).sum(0)
         assert (sums.diff(dim=1) >= -1e-5).all()
     assert torch.allclose(hypernet.symmetry_distance(one, one), torch.zeros(3), atol=1e-3)
     assert (hypernet.symmetry_distance(one, other) > 0.2).all()

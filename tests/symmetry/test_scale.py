@@ -13,7 +13,7 @@ from lightning_hypernet import Hypernet
 from lightning_hypernet.diversity import Entropy
 from lightning_hypernet.symmetry.gauge import ScaleGauge
 from lightning_hypernet.symmetry.graph import SymmetryError
-from lightning_hypernet.symmetry.scale import read_symmetries
+from lightning_hypernet.symmetry.symmetries import Symmetries
 from tests.generator.test_generator import mnist_target
 from tests.symmetry.examination import examine, holds, prepared, random_weights, relative, run
 from tests.targets import Tied
@@ -215,7 +215,7 @@ def test_scaling_a_pinned_channel_changes_the_output(name):
     """The groups are not merely empty: what they leave out is no symmetry."""
     make, shape, _ = MODULES[name]
     module, x = prepared(make()), torch.randn(shape).double()
-    groups = read_symmetries(module, (x,), {}, [name for name, _ in module.named_parameters()])
+    groups = Symmetries.read(module, (x,), {}, [name for name, _ in module.named_parameters()]).groups
     weights = random_weights(module)
     before = run(module, weights, (x,))
     tried = 0
@@ -309,7 +309,7 @@ def test_a_part_of_the_gauge_is_the_part_of_the_whole(name):
     make, shape, _ = MODULES[name]
     module = prepared(make())
     names = [key for key, _ in module.named_parameters()]
-    gauge = ScaleGauge(read_symmetries(module, (torch.randn(shape).double(),), {}, names))
+    gauge = ScaleGauge(Symmetries.read(module, (torch.randn(shape).double(),), {}, names).groups)
     weights = random_weights(module, 2)
     whole = gauge(weights)
     assert not all(gauge._levels_of(names[:1]))
@@ -322,7 +322,7 @@ def test_a_part_of_the_gauge_is_the_part_of_the_whole(name):
 def test_the_gauge_is_differentiable():
     module = Residual().double()
     x = torch.randn(2, 3, 6, 6).double()
-    groups = read_symmetries(module, (x,), {}, [name for name, _ in module.named_parameters()])
+    groups = Symmetries.read(module, (x,), {}, [name for name, _ in module.named_parameters()]).groups
     names = ["stem.bias", "first.bias", "second.bias"]
     weights = random_weights(module, 2)
 
@@ -335,7 +335,7 @@ def test_the_gauge_is_differentiable():
 
 def test_zero_filters_keep_their_scale():
     module = MODULES["mlp"][0]().double()
-    groups = read_symmetries(module, (torch.randn(2, 5).double(),), {}, [name for name, _ in module.named_parameters()])
+    groups = Symmetries.read(module, (torch.randn(2, 5).double(),), {}, [name for name, _ in module.named_parameters()]).groups
     weights = {name: value * 0 for name, value in random_weights(module).items()}
     fixed = ScaleGauge(groups)(weights)
     assert all(torch.equal(fixed[name], weights[name]) for name in weights)
@@ -343,7 +343,7 @@ def test_zero_filters_keep_their_scale():
 
 def test_half_precision_is_fixed_in_single():
     module = nn.Sequential(nn.Linear(70_000, 3), nn.ReLU(), nn.Linear(3, 2))
-    groups = read_symmetries(module, (torch.randn(2, 70_000),), {}, [name for name, _ in module.named_parameters()])
+    groups = Symmetries.read(module, (torch.randn(2, 70_000),), {}, [name for name, _ in module.named_parameters()]).groups
     weights = {name: (value.detach()[None] * 0.1).half() for name, value in module.named_parameters()}
     fixed = ScaleGauge(groups)(weights)
     assert fixed["0.weight"].dtype == torch.half
@@ -398,7 +398,7 @@ def test_a_wrong_guess_of_a_timm_models_input_gives_way_to_the_batch():
 def test_only_generated_parameters_are_scaled():
     module = MODULES["mlp"][0]().double()
     x = torch.randn(2, 5).double()
-    groups = read_symmetries(module, (x,), {}, ["0.weight", "0.bias", "2.weight", "4.weight"])
+    groups = Symmetries.read(module, (x,), {}, ["0.weight", "0.bias", "2.weight", "4.weight"]).groups
     assert groups.count == 7
     assert set(groups.producers) <= {"0.weight", "0.bias", "2.weight"}
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_hypernet import Hypernet, hookimpl
 from lightning_hypernet.plugins import PluginError, Plugins
+from lightning_hypernet.symmetry.graph import export
 from lightning_hypernet.symmetry.structure import read_structure
 from lightning_hypernet.target.filters import Slot, find_filters
 from lightning_hypernet.target.layers import rows
@@ -97,7 +98,7 @@ class Backwards(nn.Module):
 
 def test_the_graph_shows_what_the_order_of_the_modules_does_not():
     target, x = Backwards(), torch.randn(2, 3, 6, 6)
-    structure = read_structure(target, (x,), {})
+    structure = read_structure(export(target, (x,), {}).evaluation)
     layers = {"norm": "conv", "behind": "other"}
     assert structure.norms == {
         f"{norm}.{key}": f"{layer}.weight" for norm, layer in layers.items() for key in ("weight", "bias")
@@ -120,7 +121,7 @@ def test_the_graph_shows_what_the_order_of_the_modules_does_not():
 
 def test_the_graph_sees_through_a_weight_that_is_computed():
     target = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
-    structure = read_structure(target, (torch.randn(2, 3, 5, 5),), {})
+    structure = read_structure(export(target, (torch.randn(2, 3, 5, 5),), {}).evaluation)
     assert {name: layer.rpartition(".")[0] for name, layer in structure.norms.items()} == {
         "1.weight": "0.parametrizations.weight",
         "1.bias": "0.parametrizations.weight",

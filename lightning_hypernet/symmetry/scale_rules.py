@@ -1,21 +1,20 @@
-"""What the operations of an exported graph do to identities.
+"""What the operations of an exported graph do to the identities of channels that may be scaled.
 
-Shape operations act on the identities themselves. A handler takes the shadow, the arguments and what the graph knows of the
-result, and returns the identities of the result; None says that the operation pins what it reads.
+A handler takes the shadow, the arguments and what the graph knows of the result, and returns the identities of the result; None
+says that the operation pins what it reads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from lightning_hypernet.symmetry.shadow import FEW, PINNED, Ids, Leaf, Shadow, thin, thin_pair
+from lightning_hypernet.symmetry.shadow import FEW, PINNED, Handler, Ids, Leaf, Shadow, thin, thin_pair
 
 _SPATIAL = {
     **{f"{name}{dims}d": dims for dims in (1, 2, 3) for name in ("conv", "conv_transpose", "avg_pool", "adaptive_avg_pool",
@@ -23,62 +22,20 @@ _SPATIAL = {
     "max_pool2d_with_indices": 2, "upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2,
     "upsample_nearest1d": 1, "upsample_linear1d": 1, "upsample_nearest3d": 3, "upsample_trilinear3d": 3,
 }  # fmt: skip
-_REPEATING = {"expand", "expand_as", "repeat", "repeat_interleave", "index", "index_select", "tile", "unfold"}
-IDENTITY = {
-    "to", "_to_copy", "contiguous", "clone", "alias", "detach", "dropout", "feature_dropout", "type_as", "float"
-}  # fmt: skip
-ELEMENTWISE = {
-    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "mish",
-    "softplus", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "clamp", "clamp_min",
-    "clamp_max", "erf", "leaky_relu", "logsigmoid", "log_sigmoid", "celu", "reciprocal", "sin", "cos", "threshold",
-    "hardshrink", "softshrink", "tanhshrink",
-}  # fmt: skip
-"""Functions of single elements."""
-
-_SELECTING = {"index", "index_select"}
-_JOINING = {"cat", "stack", "concat", "concatenate"}
-SHAPE_OPERATIONS = IDENTITY | {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
-    "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow", "roll", "flip", "repeat", "repeat_interleave",
-    "pixel_shuffle", "pixel_unshuffle", "movedim", "view_as", "reshape_as", "expand_as", "channel_shuffle", "numpy_T",
-    "swapaxes", "diagonal", "unfold", "tile", *_SELECTING, *_JOINING,
-}  # fmt: skip
-
-VIEWS = SHAPE_OPERATIONS - IDENTITY
-"""What may give another view of the same numbers."""
+_READING_SHAPES = {
+    *(f"new_{kind}" for kind in ("empty", "zeros", "ones", "full")),
+    *(f"{kind}_like" for kind in ("empty", "zeros", "ones", "full", "rand", "randn")),
+}
 
 
-def shape_operation(shadow: Shadow, node: Node, args: Any, kwargs: Any) -> Any:
-    """Reordering elements reorders their identities: the operation itself acts on them."""
-    if shadow.operation.endswith("_as"):
-        args = (args[0], shadow.zeros(args[1].shape))
-    if shadow.operation in _SELECTING and any(isinstance(value, (Ids, Leaf)) for value in tree_leaves((args[1:], kwargs))):
-        return None
-    joining = shadow.operation in _JOINING
-    leaf = args[0] if isinstance(args[0], Leaf) else None
+def frozen(shadow: Shadow, args: Any) -> bool:
+    """Whether a batch or instance norm, of these arguments, keeps its running statistics in training."""
+    return shadow.training and args[3] is not None and not args[5]
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Leaf) and not joining:
-            return value.positions()
-        return shadow.ids_of(value) if isinstance(value, (Leaf, Ids)) or (joining and isinstance(value, Tensor)) else value
 
-    args, kwargs = tree_map(plain, (args, kwargs))
-    kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "memory_format", "copy", "layout")}
-    if shadow.operation in IDENTITY:
-        result: Any = args[0]
-    elif shadow.operation in ("view", "_unsafe_view"):
-        result = args[0].reshape(args[1])
-    else:
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def wrapped(ids: Any) -> Any:
-        if not isinstance(ids, Tensor):
-            return ids
-        if leaf is None:
-            return Ids(thin(ids))
-        return Leaf(leaf.name, leaf.whole, ids, leaf.repeated or shadow.operation in _REPEATING)
-
-    return tree_map(wrapped, result)
+def _shape_alone(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
+    """What is made in the shape of an activation does not read it."""
+    return Ids(shadow.zeros(meta.shape))
 
 
 def _homogeneous(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
@@ -197,6 +154,8 @@ def _read_leaf(shadow: Shadow, value: Any, kept: Sequence[int]) -> Tensor:
 
 def _batch_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     ids = _read_leaf(shadow, args[0], [1])
+    if frozen(shadow, args):
+        shadow.pin(Ids(ids))
     shadow.merge(ids, [dim for dim in range(ids.ndim) if dim != 1])
     meta = meta[0] if isinstance(meta, (tuple, list)) else meta
     written = _affine(shadow, args[1], args[2], ids.shape[1])
@@ -205,6 +164,8 @@ def _batch_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
 
 def _instance_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     ids = _read_leaf(shadow, args[0], [0, 1])
+    if frozen(shadow, args):
+        shadow.pin(Ids(ids))
     shadow.merge(ids, list(range(2, ids.ndim)))
     written = _affine(shadow, args[1], args[2], ids.shape[1])
     return Ids(written.reshape(1, -1, *(1,) * (ids.ndim - 2)).expand(meta.shape))
@@ -382,7 +343,8 @@ def _reshape(ids: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-HANDLERS: dict[str, Callable[..., Any]] = {
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(_READING_SHAPES, _shape_alone),
     **dict.fromkeys(("relu", "leaky_relu", "neg", "abs"), _homogeneous),
     **dict.fromkeys(
         (name for name in _SPATIAL if not name.startswith("conv")),

@@ -194,8 +194,8 @@ def _levels(shadow: Shadow, label: Tensor, leaders: Tensor, group: Tensor) -> It
 
 
 def _output_bias(graph: Graph, generated: Sequence[str]) -> str | None:
-    """The bias of the linear layer that the output, the first if there are several, comes from; it does nothing else."""
-    output = next(iter(graph.outputs()), None)
+    """The bias of the linear layer that the output comes from, if both do nothing else; in training the first output counts."""
+    output = next(iter(graph.outputs()), None) if graph.training else graph.output()
     if output is None or operation_of(output) != "linear" or len(output.args) < 3 or len(output.users) > 1:
         return None
     bias = output.args[2]

@@ -345,7 +345,7 @@ def _reshape(ids: Tensor, shape: Sequence[int]) -> Tensor:
 
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(_READING_SHAPES, _shape_alone),
-    **dict.fromkeys(("relu", "leaky_relu", "neg", "abs"), _homogeneous),
+    **dict.fromkeys(("relu", "leaky_relu", "rrelu", "neg", "abs"), _homogeneous),
     **dict.fromkeys(
         (name for name in _SPATIAL if not name.startswith("conv")),
         _pool,

@@ -18,7 +18,7 @@ ELEMENTWISE = {
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "elu", "selu", "mish",
     "softplus", "softsign", "exp", "log", "log1p", "sqrt", "rsqrt", "pow", "square", "abs", "neg", "clamp", "clamp_min",
     "clamp_max", "erf", "leaky_relu", "logsigmoid", "log_sigmoid", "celu", "reciprocal", "sin", "cos", "threshold",
-    "hardshrink", "softshrink", "tanhshrink",
+    "hardshrink", "softshrink", "tanhshrink", "rrelu",
 }  # fmt: skip
 """Functions of single elements."""
 

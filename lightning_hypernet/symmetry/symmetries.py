@@ -64,7 +64,7 @@ class Symmetries:
         """Export a network, and read its symmetries.
 
         Args:
-            network: The target with weights of its own; a module in evaluation mode is frozen if the target is in training mode.
+            network: The target with weights of its own; modules in evaluation mode within one in training are frozen.
             args: Example arguments.
             kwargs: Example keyword arguments.
             generated: Names of the parameters that symmetries may change.

@@ -127,15 +127,7 @@ def groups_of_both(groups: ChannelGroups, others: ChannelGroups) -> ChannelGroup
     Returns:
         The groups that scale in both.
     """
-    pairs = torch.unique(
-        torch.cat(
-            [
-                *_pairs(groups.producers, groups.count, others.producers, others.count),
-                *_pairs(groups.consumers, groups.count, others.consumers, others.count),
-            ]
-        ),
-        dim=0,
-    )
+    pairs = torch.cat([*_pairs(groups, others)]).unique(dim=0)
     one, other = pairs.unbind(1)
     alone = (one.bincount(minlength=groups.count + 1)[one] == 1) & (other.bincount(minlength=others.count + 1)[other] == 1)
     kept = torch.zeros(groups.count, dtype=torch.bool)
@@ -144,13 +136,14 @@ def groups_of_both(groups: ChannelGroups, others: ChannelGroups) -> ChannelGroup
     return replace(groups.restrict(kept), output=output)
 
 
-def _pairs(one: Mapping[str, Tensor], none: int, other: Mapping[str, Tensor], other_none: int) -> Iterator[Tensor]:
-    """The groups that each element of a parameter belongs to here and there, as ``(n, 2)`` tensors."""
-    yield torch.tensor([[none, other_none]])
-    for name in {**one, **other}:
-        here, there = torch.broadcast_tensors(one.get(name, torch.tensor(none)), other.get(name, torch.tensor(other_none)))
-        here, there = thin_pair(here, there)
-        yield torch.stack([here.reshape(-1), there.reshape(-1)], 1).unique(dim=0)
+def _pairs(groups: ChannelGroups, others: ChannelGroups) -> Iterator[Tensor]:
+    """The groups that each element of a parameter belongs to here and there, for either role, as ``(n, 2)`` tensors."""
+    none, other_none = torch.tensor(groups.count), torch.tensor(others.count)
+    yield torch.stack([none, other_none])[None]
+    for one, other in ((groups.producers, others.producers), (groups.consumers, others.consumers)):
+        for name in {**one, **other}:
+            here, there = thin_pair(*torch.broadcast_tensors(one.get(name, none), other.get(name, other_none)))
+            yield torch.stack([here.reshape(-1), there.reshape(-1)], 1).unique(dim=0)
 
 
 def _groups(graph: Graph, shadow: Shadow, generated: Sequence[str]) -> ChannelGroups:

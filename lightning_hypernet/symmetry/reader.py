@@ -54,11 +54,13 @@ class _Reader:
     def run(self) -> None:
         signature = self.program.graph_signature
         state = {**self.program.state_dict, **self.program.constants}
+        kept = signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
+        values = {name: state[path] for name, path in kept.items()}
         environment: dict[Node, Any] = {}
         for node in self.program.graph.nodes:
             environment[node] = None
             if node.op == "placeholder":
-                environment[node] = self._placeholder(node, signature, state)
+                environment[node] = self._placeholder(node, values)
             elif node.op == "call_function":
                 environment[node] = self._call(node, environment)
                 if operation_of(node).endswith("_") and isinstance(node.args[0], Node):
@@ -68,17 +70,12 @@ class _Reader:
                 for value in tree_leaves(torch.fx.node.map_arg(node.args, environment.__getitem__)):
                     self.shadow.pin(value)
 
-    def _placeholder(self, node: Node, signature: Any, state: Mapping[str, Tensor]) -> Any:
+    def _placeholder(self, node: Node, values: Mapping[str, Tensor]) -> Any:
         name = self.graph.parameter(node)
         if name in self.generated:
             return Leaf(name, tuple(node.meta["val"].shape))
-        fixed = (
-            signature.inputs_to_parameters.get(node.name)
-            or signature.inputs_to_buffers.get(node.name)
-            or signature.inputs_to_lifted_tensor_constants.get(node.name)
-        )
-        if fixed is not None:
-            return state[fixed]
+        if node.name in values:
+            return values[node.name]
         value = node.meta.get("val")
         return Ids(torch.zeros((), dtype=torch.long).expand(value.shape)) if isinstance(value, Tensor) else value
 

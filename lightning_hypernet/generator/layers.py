@@ -67,8 +67,8 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., inputs)`` to ``(..., outputs)``."""
-        for linear, norm in zip(self.linears, self.norms, strict=True):
-            y = norm(self.activation(linear(x)))
+        for layer, norm in zip(self.linears, self.norms, strict=True):
+            y = norm(self.activation(layer(x)))
             x = x + y if self.residual and x.shape == y.shape else y
         return x
 

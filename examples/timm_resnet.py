@@ -66,8 +66,9 @@ def main() -> None:
         plain.load_state_dict(member.state_dict())
     loaded = Ensemble.load(options.out, small_images(timm.create_model(**TARGET)))
     with torch.no_grad():
-        accuracy = (loaded(data.tensors[0]).argmax(1) == data.tensors[1]).float().mean()
-    print(f"ten plain resnets in {options.out}; their ensemble is right on {100 * accuracy:.1f} % of the training images")
+        first, truth = data[:500]
+        accuracy = (loaded(first).argmax(1) == truth).float().mean()
+    print(f"ten plain resnets in {options.out}; their ensemble is right on {100 * accuracy:.1f} % of 500 training images")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.generator.generator import Generator, GeneratorConfig
+from lightning_hypernet.generator import Generator, GeneratorConfig
 from lightning_hypernet.generator.latents import Prior
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population, StackedTensors

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.generator.generator import Generator
+from lightning_hypernet.generator import Generator
 from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.target.filters import FilterBank, FilterBanks
 

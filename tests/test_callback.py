@@ -569,12 +569,66 @@ def test_gradients_accumulate_over_batches():
     assert trainer.global_step == 4
 
 
-def test_ema_and_copies_of_the_module():
+def test_copies_of_the_module():
     module = Classifier()
     fit(module)
     other = copy.deepcopy(module)
     x = next(iter(data()))[0]
     assert torch.equal(other.model.eval()(x), module.model.eval()(x))
+    with torch.no_grad():
+        for parameter in other.model.generator.parameters():
+            parameter.add_(1.0)
+    other.model.calibrate(data())
+    assert not torch.allclose(other.model(x), module.model(x), atol=0.1)
+
+
+averages = pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="this Lightning has no EMA")
+
+
+def averaged(order, module, validation=None):
+    """Train with an EMA of decay 0.5; return the generator's parameters after each of the steps."""
+    rows = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            rows.append([parameter.detach().clone() for parameter in pl_module.model.generator.parameters()])
+
+    pl.seed_everything(0, verbose=False)
+    callbacks = {"ours": HypernetCallback(samples=4, members=3), "ema": pl.callbacks.EMAWeightAveraging(decay=0.5)}
+    chosen = [callbacks[name] for name in order]
+    trainer = pl.Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0, callbacks=[*chosen, Keep()])
+    trainer.fit(module, data(), validation)
+    return rows
+
+
+@averages
+@pytest.mark.parametrize(("norm", "validation"), [(False, data()), (True, None)])
+def test_an_exponential_moving_average_behind_the_callback(norm, validation):
+    """Validation swaps weights and swaps them back; at the end the mean weights stay, and members are made of them."""
+    module = Classifier(norm=norm)
+    rows = averaged(["ours", "ema"], module, validation)
+    assert len(rows) == 8
+    mean = rows[0]
+    for row in rows[1:]:
+        mean = [(old + new) / 2 for old, new in zip(mean, row, strict=True)]
+    now = list(module.model.generator.parameters())
+    assert max((a - b).abs().max() for a, b in zip(now, rows[-1], strict=True)) > 1e-3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(now, mean, strict=True))
+    hypernet = module.model.eval()
+    hypernet.calibrate()
+    x = next(iter(data()))[0]
+    with torch.no_grad():
+        members = [member.eval()(x) for member in hypernet.materialize(hypernet.member_population())]
+        outputs = hypernet(x)
+    assert torch.allclose(outputs, torch.stack(members).mean(0), atol=1e-5)
+    assert torch.equal(copy.deepcopy(module).model(x), outputs)
+
+
+@averages
+def test_an_exponential_moving_average_before_the_callback():
+    """It copied the module before the Hypernet stood in it: that must not pass in silence."""
+    with pytest.raises((RuntimeError, ValueError)):
+        averaged(["ema", "ours"], Classifier())
 
 
 class CliModule(OtherBoringModel):

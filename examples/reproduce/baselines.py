@@ -14,15 +14,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from bayesian import MNF, MeanField, Posterior
-from data import AUGMENTED, Images, digits, load
-from scores import measure, show
-from targets import TARGETS
 from torch import Tensor, nn
 from torch.func import functional_call
-from training import Classifier, fit
 
+from bayesian import MNF, MeanField, Posterior
+from data import AUGMENTED, Images, digits, load
 from lightning_hypernet.metrics import MemberAccuracy
+from scores import measure, show
+from targets import TARGETS
+from training import Classifier, fit
 
 KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
 BATCH = 128

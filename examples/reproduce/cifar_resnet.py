@@ -2,12 +2,12 @@
 
 import pytorch_lightning as pl
 import torch
-from data import load
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import Classifier, arguments, fit
 
+from data import load
 from lightning_hypernet import GeneratorConfig, HypernetCallback
+from training import Classifier, arguments, fit
 
 
 class Block(nn.Module):

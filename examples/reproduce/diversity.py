@@ -13,13 +13,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+
 from data import Images, digits, load
+from lightning_hypernet import HypernetCallback
+from lightning_hypernet.metrics import SymmetryDistance
 from scores import measure
 from targets import TARGETS
 from training import Classifier
-
-from lightning_hypernet import HypernetCallback
-from lightning_hypernet.metrics import SymmetryDistance
 
 WEIGHTS = {
     "entropy": (1e-4, 1e-3, 1e-2),

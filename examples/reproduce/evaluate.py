@@ -12,13 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from cifar_resnet import resnet32
-from data import Images, load, outside
-from scores import BATCH, measure, show
-from targets import TARGETS
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from cifar_resnet import resnet32
+from data import Images, load, outside
 from lightning_hypernet import Hypernet
 from lightning_hypernet.analysis import accuracies, adversarial, averaging, filter_images, ood, paths, scatter
 from lightning_hypernet.metrics import (
@@ -27,6 +25,8 @@ from lightning_hypernet.metrics import (
     SymmetryDistance,
     WeightCosine,
 )
+from scores import BATCH, measure, show
+from targets import TARGETS
 
 EPSILONS = (0.05, 0.1, 0.15, 0.2)
 AVERAGES = 8

@@ -2,11 +2,11 @@
 
 import pytorch_lightning as pl
 import torch
+
 from data import AUGMENTED, load
+from lightning_hypernet import GeneratorConfig, HypernetCallback
 from targets import mnist
 from training import Classifier, arguments, fit
-
-from lightning_hypernet import GeneratorConfig, HypernetCallback
 
 NETWORKS, IMAGES = 32, 32
 

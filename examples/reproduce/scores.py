@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from data import Images
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from data import Images
 from lightning_hypernet.metrics import population_metrics
 
 BATCH = 500

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from data import Images
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from data import Images
 
 
 def arguments(description: str | None, *settings: str) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from torchmetrics import MetricCollection
 
 from lightning_hypernet.metrics.accuracy import EnsembleAccuracy, MemberAccuracy
 from lightning_hypernet.metrics.base import PopulationMetric
-from lightning_hypernet.metrics.disagreement import Disagreement, MutualInformation, PairwiseKL, VariationRatio
+from lightning_hypernet.metrics.disagreement import Disagreement, PairwiseKL, PredictiveInformation, VariationRatio
 from lightning_hypernet.metrics.errors import DoubleFault, QStatistic
 from lightning_hypernet.metrics.likelihood import EnsembleBrier, EnsembleCalibrationError, EnsembleNLL, MemberNLL
 from lightning_hypernet.metrics.weights import SymmetryDistance, WeightCosine
@@ -20,9 +20,9 @@ __all__ = [
     "EnsembleNLL",
     "MemberAccuracy",
     "MemberNLL",
-    "MutualInformation",
     "PairwiseKL",
     "PopulationMetric",
+    "PredictiveInformation",
     "QStatistic",
     "SymmetryDistance",
     "VariationRatio",
@@ -55,7 +55,7 @@ def population_metrics(classes: int) -> MetricCollection:
             "brier": EnsembleBrier(),
             "ece": EnsembleCalibrationError(classes),
             "disagreement": Disagreement(),
-            "mutual_information": MutualInformation(),
+            "mutual_information": PredictiveInformation(),
             "variation_ratio": VariationRatio(),
             "pairwise_kl": PairwiseKL(),
             "double_fault": DoubleFault(),

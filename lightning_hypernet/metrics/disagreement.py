@@ -27,7 +27,7 @@ class Disagreement(MeanScore):
         return pair_mean((votes[:, None] != votes[None]).float())
 
 
-class MutualInformation(MeanScore):
+class PredictiveInformation(MeanScore):
     r"""Mutual information between the label and the member, in nats: what members know apart (BALD).
 
     .. math:: H\Bigl[\frac{1}{M} \sum_m p_m\Bigr] - \frac{1}{M} \sum_m H[p_m]

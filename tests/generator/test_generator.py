@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from lightning_hypernet import GeneratorConfig, Hypernet
+from lightning_hypernet.generator.extractors import EXTRACTORS
+from lightning_hypernet.generator.layers import ACTIVATIONS
 
 
 def parameters(module):
@@ -228,6 +230,13 @@ def test_a_prior_of_vectors():
 def test_bad_configurations(options, message):
     with pytest.raises(ValueError, match=message):
         Hypernet(nn.Linear(3, 2), generator=options)
+
+
+def test_the_configuration_names_what_there_is():
+    with pytest.raises(ValueError, match=f"extractor must be one of {', '.join(EXTRACTORS)}, not '-'"):
+        GeneratorConfig(extractor="-")
+    with pytest.raises(ValueError, match=f"activation must be one of {', '.join(ACTIVATIONS)}, not '-'"):
+        GeneratorConfig(activation="-")
 
 
 def test_paper_presets_are_named():

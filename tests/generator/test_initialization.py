@@ -48,7 +48,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "plain100")) for case in CASES])
 def test_activations_at_step_0(case):
     make, shape, draws = CASES[case]
     torch.manual_seed(0)

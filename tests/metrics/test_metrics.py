@@ -15,8 +15,8 @@ from lightning_hypernet.metrics import (
     EnsembleNLL,
     MemberAccuracy,
     MemberNLL,
-    MutualInformation,
     PairwiseKL,
+    PredictiveInformation,
     QStatistic,
     SymmetryDistance,
     VariationRatio,
@@ -68,7 +68,7 @@ EXPECTED = {
     # pairs that disagree, of three: two, none, three, none.
     Disagreement: (2 / 3 + 0 + 1 + 0) / 4,
     VariationRatio: (1 / 3 + 0 + 2 / 3 + 0) / 4,
-    MutualInformation: (
+    PredictiveInformation: (
         (h(0.5, 0.4, 0.1) - (h(0.8, 0.1, 0.1) + h(0.6, 0.2, 0.2) + h(0.1, 0.9)) / 3)
         + (h(0.5 / 3, 0.7, 0.4 / 3) - (h(0.2, 0.7, 0.1) + h(1.0) + h(0.3, 0.4, 0.3)) / 3)
         + (h(0.8 / 3, 1.1 / 3, 1.1 / 3) - (h(0.1, 0.3, 0.6) + h(0.5, 0.3, 0.2) + h(0.2, 0.5, 0.3)) / 3)

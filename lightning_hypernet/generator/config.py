@@ -1,0 +1,120 @@
+"""GeneratorConfig: what a generator is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What a generator is made of. Every field is plain, so that YAML and the command line reach it.
+
+    Args:
+        code_size: Numbers in the code of a filter.
+        hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank.
+        extractor: ``"mlp"``, whose last layer holds filters x code size x width numbers, or ``"matrix"``, which writes the
+            codes of a bank as a product of thin matrices and lets a generator be smaller than its target.
+        extractor_hidden: Widths of the hidden layers of the extractor.
+        rank: Inner size of the matrix extractor.
+        start: ``"mean_weights"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z,
+            and what is generated from it deviates from trained mean weights, which every component has of its own; these
+            are in the target's units, so that the learning rate of the plain target fits them. The first component's start
+            from the target's values, the others' from random numbers of the same mean and deviation, but for parameters that
+            no rule reads, which may hold a table. ``"mean_code"``: the same
+            without mean weights, but for banks of a single filter; a generator that all components share.
+            ``"pretrained"``: mean weights that are the target's own, in units of their deviation. ``"paper"``: codes and
+            weights come from z alone, and every matrix starts at a tenth of the usual size.
+        spread: Share of z in a code at the start.
+        gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
+            mean weights that are fresh themselves hold the rest of the variance.
+        activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
+        slope: Negative slope of the leaky ReLU.
+        norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
+        norm_eps: Added to the variance.
+        norm_momentum: Share of the newest batch in the running statistics of the batch norm.
+        bias: Whether linear layers have a bias.
+        residual: Whether a hidden layer as wide as its input adds its input to its output.
+        merge: Which linear and convolution layers of the target, by position, are one filter.
+        merge_limit: Layers with more weights than this are never merged.
+    """
+
+    code_size: int = 16
+    hidden: Sequence[int] | Sequence[Sequence[int]] = (64, 64)
+    extractor: Literal["mlp", "matrix"] = "mlp"
+    extractor_hidden: Sequence[int] = (128, 128)
+    rank: int = 8
+    start: Literal["mean_weights", "mean_code", "pretrained", "paper"] = "mean_weights"
+    spread: float = 0.3
+    gain: float = 0.3
+    activation: str = "leaky_relu"
+    slope: float = 0.05
+    norm: Literal["batch", "layer", "none"] = "batch"
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+    bias: bool = True
+    residual: bool = False
+    merge: Sequence[int] = (-1,)
+    merge_limit: int = 8192
+
+    def __post_init__(self) -> None:
+        widths = [width for entry in self.hidden for width in ([entry] if isinstance(entry, int) else entry)]
+        sizes = {"code_size": [self.code_size], "rank": [self.rank], "hidden": widths}
+        problems = [f"{name} must be positive, not {values}" for name, values in sizes.items() if min(values, default=1) < 1]
+        choices = {
+            "extractor": ("mlp", "matrix"),
+            "start": ("mean_code", "mean_weights", "pretrained", "paper"),
+            "norm": ("batch", "layer", "none"),
+            "activation": ("leaky_relu", "relu", "tanh", "gelu", "silu"),
+        }
+        problems += [
+            f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+            for name, allowed in choices.items()
+            if getattr(self, name) not in allowed
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @classmethod
+    def paper(cls, target: Literal["mnist", "cifar_lenet", "cifar_resnet32"] = "mnist") -> GeneratorConfig:
+        """The hypernetworks of Deutsch, Nijkamp and Yang (2019), to the parameter count where it can be known.
+
+        MNIST takes 300 latent numbers, uniform on [-1, 1]: 631,240 weights, 633,640 with those of its norm layers. The
+        CIFAR ones take 100, standard normal; their extractor gives every filter a code of 8, which the paper's table
+        counts as one number.
+
+        Args:
+            target: The paper's target network.
+
+        Returns:
+            The configuration, with one list of widths for each bank of the MNIST target.
+        """
+        common = cls(start="paper", bias=False, norm_eps=1e-7, norm_momentum=0.02, merge_limit=1 << 20)
+        if target == "mnist":
+            hidden = ((40, 40), (100, 100), (100, 100), (60, 60))
+            return replace(common, code_size=15, hidden=hidden, extractor_hidden=(300, 300))
+        if target == "cifar_lenet":
+            return replace(common, code_size=8, hidden=(400, 400), extractor_hidden=(200, 200), merge=(-2, -1))
+        if target == "cifar_resnet32":
+            return replace(common, code_size=8, hidden=(800, 800), extractor_hidden=(1200, 1200), residual=True)
+        raise ValueError(f"target must be mnist, cifar_lenet or cifar_resnet32, not {target!r}")
+
+    @classmethod
+    def pretrained(cls, gain: float = 0.05) -> GeneratorConfig:
+        """Start around the target's own weights; `gain` is the relative size of the first deviations from them."""
+        return cls(start="pretrained", gain=gain)
+
+    @classmethod
+    def compact(cls) -> GeneratorConfig:
+        """A generator that is smaller than most targets: matrix extractor, narrow weight generators."""
+        return cls(start="mean_code", code_size=8, hidden=(32,), extractor="matrix", extractor_hidden=(64, 64))
+
+    def widths(self, bank: int, banks: int) -> tuple[int, ...]:
+        """Hidden widths of the weight generator of one bank, checked against the number of banks."""
+        nested = [tuple(entry) for entry in self.hidden if not isinstance(entry, int)]
+        if not nested:
+            return tuple(width for width in self.hidden if isinstance(width, int))
+        if len(nested) != banks:
+            raise ValueError(f"`hidden` lists widths for {len(nested)} banks, the target has {banks}; give one list a bank")
+        return nested[bank]

@@ -59,7 +59,7 @@ def main() -> None:
     trainer.fit(Classifier(), loader)
 
     ensemble = callback.hypernet.eval().ensemble(10)
-    ensemble.calibrate(loader, batches=10)
+    ensemble.update_statistics(loader, batches=10)
     ensemble.save(options.out)
     plain = small_images(timm.create_model(**TARGET))
     for member in ensemble.materialize():

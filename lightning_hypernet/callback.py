@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from lightning_hypernet.checkpoint import differences, write
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.population import Population
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Base = pl.Callback
@@ -79,6 +82,7 @@ class HypernetCallback(_Base):
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
         self._step: Callable[..., Any] | None = None
+        self._drawn: Population | None = None  # until the backward pass is over
         self._asked()  # a mistake is told here, not when training starts
 
     @property
@@ -129,7 +133,7 @@ class HypernetCallback(_Base):
 
     def _take_over(self, hypernet: Hypernet) -> None:
         """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
-        different = hypernet.differences(self.hypernet_options)
+        different = differences(hypernet.options, self.hypernet_options)
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()
@@ -185,11 +189,11 @@ class HypernetCallback(_Base):
                 stacklevel=2,
             )
         self._step = vars(pl_module).get("training_step")
-        pl_module.training_step = self._wrapped(trainer, pl_module)  # type: ignore[method-assign]
+        pl_module.training_step = _TrainingStep(self, pl_module, pl_module.training_step)  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew, for use without the trainer."""
-        self._calibrate()
+        self._update_statistics()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give `training_step` back."""
@@ -200,83 +204,112 @@ class HypernetCallback(_Base):
         self._unwrap(pl_module)
 
     def _unwrap(self, pl_module: pl.LightningModule) -> None:
-        if hasattr(vars(pl_module).get("training_step"), "hypernet_callback"):
+        if isinstance(vars(pl_module).get("training_step"), _TrainingStep):
             del pl_module.training_step
             if self._step is not None:
                 pl_module.training_step = self._step  # type: ignore[method-assign]
 
-    def _wrapped(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
-        original = pl_module.training_step
-        hypernet = self.hypernet
-        diversity = hypernet.diversity
+    def _around(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One `training_step` with the networks of one population, and its diversity added to the loss."""
+        hypernet, diversity = self.hypernet, self.hypernet.diversity
         assert isinstance(diversity, WeightedDiversity)
+        if not pl_module.automatic_optimization:
+            return _manual(hypernet, diversity, original, *args, **kwargs)
+        with hypernet.step():
+            result = _call(original, self.target, *args, **kwargs)
+            if result is None:
+                return None
+            loss = _loss(result)
+            if hypernet.population is None:
+                raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
+            self._drawn = hypernet.population
+            if diversity.losses:
+                if hypernet.population.targets is None:
+                    hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
+                values = diversity(hypernet.population)
+                loss = loss + diversity.total(values)
+                for name, value in values.items():
+                    pl_module.log(f"hypernet/{name}", value.detach())
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and trainer.global_step % every == 0:
+                pl_module.log("hypernet/member_distance", hypernet.population.distance())
+            return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
-        @functools.wraps(original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            if not pl_module.automatic_optimization:
-                return _manual(hypernet, diversity, original, *args, **kwargs)
-            with hypernet.step():
-                result = _call(original, self.target, *args, **kwargs)
-                if result is None:
-                    return None
-                loss = _loss(result)
-                if hypernet.population is None:
-                    raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
-                if diversity.losses:
-                    if hypernet.population.targets is None:
-                        hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
-                    values = diversity(hypernet.population)
-                    loss = loss + diversity.total(values)
-                    for name, value in values.items():
-                        pl_module.log(f"hypernet/{name}", value.detach())
-                every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-                if every and trainer.global_step % every == 0:
-                    pl_module.log("hypernet/member_distance", hypernet.population.distance())
-                return {**result, "loss": loss} if isinstance(result, Mapping) else loss
-
-        training_step.hypernet_callback = self  # type: ignore[attr-defined]
-        return training_step
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Let the networks of the step go."""
+        self._drawn = None
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before training there are no norm statistics to speak of."""
-        self._calibrated = self.hypernet.calibrated.clone()
-        self.hypernet.calibrated.fill_(1.0)
+        self._estimated = self.hypernet.members.estimated.clone()
+        self.hypernet.members.estimated.fill_(1.0)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on missing norm statistics are told."""
-        self.hypernet.calibrated.copy_(self._calibrated)
+        self.hypernet.members.estimated.copy_(self._estimated)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew."""
-        self._calibrate()
+        self._update_statistics()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew."""
-        self._calibrate()
+        self._update_statistics()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew."""
-        self._calibrate()
+        self._update_statistics()
 
-    def _calibrate(self) -> None:
-        if self.hypernet.stale:
-            self.hypernet.calibrate()
+    def _update_statistics(self) -> None:
+        if self.hypernet.members.stale:
+            self.hypernet.update_statistics()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
         prefix = "hypernet." if self.target == "." else f"{self.target}."
-        if self.hypernet.stale:
-            self.hypernet.calibrate()
+        if self.hypernet.members.stale:
+            self.hypernet.update_statistics()
             state = self.hypernet.state_dict()
             checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
-        checkpoint.setdefault("hypernet", {})[self.target] = {"prefix": prefix, "options": self.hypernet.options}
+        write(checkpoint, self.target, prefix, self.hypernet.options)
+
+
+class _TrainingStep:
+    """Takes the place of a LightningModule's `training_step` while it is fitted; copies of the module have their own step back.
+
+    Args:
+        callback: What goes around the step.
+        pl_module: The LightningModule.
+        original: Its step.
+    """
+
+    def __init__(self, callback: HypernetCallback, pl_module: pl.LightningModule, original: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self._callback, self._pl_module, self._original = callback, pl_module, original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the step."""
+        return self._callback._around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _own_step(memo.get(id(self._pl_module), self._pl_module))
+
+    def __reduce__(self) -> Any:
+        return _own_step, (self._pl_module,)
+
+
+def _own_step(pl_module: pl.LightningModule) -> Any:
+    """The `training_step` of a module's class."""
+    return types.MethodType(type(pl_module).training_step, pl_module)
 
 
 def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
     if diversity.losses:
         with torch.no_grad():
-            diversity.prepare(hypernet.generate(hypernet.member_latents[:2], hypernet.member_components[:2]))
-    hypernet.diversity = diversity.to(hypernet.member_latents.device)
+            diversity.prepare(hypernet.decode(hypernet.members.latents[:2], hypernet.members.components[:2]))
+    hypernet.diversity = diversity.to(hypernet.members.latents.device)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:

@@ -15,14 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_hypernet.population import StackedTensors
-from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs, stack
+from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs
+from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.networks import Networks
+from lightning_hypernet.target.replicas import version_of
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
 
 
 class Ensemble(nn.Module):
     """A fixed set of networks of one target, evaluated together.
+
+    The networks are set up once; calling them writes nothing, so that any number of threads may.
 
     Args:
         executor: Runs the target; the ensemble owns it.
@@ -54,7 +59,33 @@ class Ensemble(nn.Module):
             self.statistics = StackedTensors({name: value.detach().clone() for name, value in statistics.items()})
             self.register_buffer("latents", latents.detach().clone())
             self.register_buffer("components", components.clone())
+        self._made: tuple[Any, Networks] | None = None
         self.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the networks, which are set up anew."""
+        return {**self.__dict__, "_made": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.executor.replicas.clear()
+        self._made = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """Set the mode; attributes of the target that were changed by hand are read anew."""
+        if self.executor.replicas.refresh():
+            self._made = None
+        return super().train(mode)
+
+    @property
+    def networks(self) -> Networks:
+        """The members' networks, set up anew when weights or statistics have changed."""
+        weights, statistics = self.weights.tensors(), self.statistics.tensors()
+        state = [(id(one), version_of(one)) for one in (*weights.values(), *statistics.values())]
+        made = self._made
+        if made is None or made[0] != state:
+            made = self._made = (state, self.executor.networks(weights, statistics))
+        return made[1]
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -80,10 +111,9 @@ class Ensemble(nn.Module):
 
     def members(self, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
         """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""
-        arguments = Arguments(args, kwargs)
-        return stack(self.executor.run(self.weights.tensors(), arguments, self.statistics.tensors(), chunk_size=chunk_size))
+        return self.executor.stacked(self.networks, Arguments(args, kwargs), chunk_size=chunk_size)
 
-    def calibrate(self, loader: Iterable[Any], batches: int | None = None) -> None:
+    def update_statistics(self, loader: Iterable[Any], batches: int | None = None) -> None:
         """Estimate the norm statistics of every member, in one pass for all.
 
         The cumulative average over batches, as `torch.optim.swa_utils.update_bn` computes it.
@@ -100,7 +130,7 @@ class Ensemble(nn.Module):
 
     def _estimate(self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None) -> dict[str, Tensor]:
         some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
-        return self.executor.norm_statistics(weights, inputs_of(some, self.latents.device))
+        return self.executor.statistics.estimate(weights, inputs_of(some, self.latents.device))
 
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
@@ -114,7 +144,7 @@ class Ensemble(nn.Module):
             | https://arxiv.org/abs/1905.02898, section 4.4
 
         Args:
-            loader: Training data as in `calibrate`; needed if the target has norm layers with running statistics.
+            loader: Training data as in `update_statistics`; needed if the target has norm layers with running statistics.
             batches: Stop after that many; None: read all.
 
         Returns:
@@ -156,7 +186,8 @@ class Ensemble(nn.Module):
             "members": len(self),
             "reduce": self.reduce,
             "execution": self.executor.mode,
-            "frozen": self.executor.frozen,
+            "choices": self.executor.choices.made,
+            "frozen": self.executor.statistics.frozen,
             "aliases": self.executor.aliases,
             "target": None if recipe is None else dict(recipe),
         }
@@ -194,7 +225,8 @@ class Ensemble(nn.Module):
         if problems:
             raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
         executor = Executor(target, content["aliases"], content["execution"])
-        executor.frozen = content["frozen"]
+        executor.statistics.frozen = content["frozen"]
+        executor.choices = Choices(content["choices"])
         executor.target.load_state_dict(groups["target"])
         return cls(
             executor,

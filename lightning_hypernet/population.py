@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.filters import FilterBanks
+from lightning_hypernet.target.networks import Networks
 
 
 class StackedTensors(nn.Module):
@@ -45,13 +46,12 @@ class Population:
     Args:
         latents: ``(S, latent_dim)``, one z for every network.
         components: ``(S,)``, which component of the prior each z belongs to; zeros if there is one.
-        weights: ``{name: (S, *shape)}`` for every generated parameter of the target.
+        networks: The networks: their weights, and the norm statistics of each where they were estimated.
         banks: The filter banks of the target.
         gauge: Maps weights to weights of the same functions, one representative for each class; and the names of the parameters
             that are wanted.
-        buffers: ``{name: (S, *shape)}``, the norm statistics of every network where they were estimated.
         n_components: Number of components of the prior.
-        run: Calls the target once with every network's weights; stacks the outputs to ``(S, ...)``.
+        run: Calls the target once with every network; stacks the outputs to ``(S, ...)``.
         batch: The inputs of the training batch.
         examples: The example inputs of the target.
         targets: What the inputs of the training batch should map to, batch first; None if unknown.
@@ -60,12 +60,11 @@ class Population:
 
     latents: Tensor
     components: Tensor
-    weights: Mapping[str, Tensor]
+    networks: Networks
     banks: FilterBanks
     gauge: Callable[[Mapping[str, Tensor], Collection[str]], Mapping[str, Tensor]]
-    buffers: Mapping[str, Tensor] = field(default_factory=dict)
     n_components: int = 1
-    run: Callable[[Mapping[str, Tensor], Arguments], Any] | None = None
+    run: Callable[[Networks, Arguments], Any] | None = None
     batch: Arguments | None = None
     examples: Arguments | None = None
     targets: Any = None
@@ -86,9 +85,18 @@ class Population:
             self,
             latents=self.latents[index],
             components=self.components[index],
-            weights={name: value[index] for name, value in self.weights.items()},
-            buffers={name: value[index] for name, value in self.buffers.items()},
+            networks=self.networks.some(index),
         )
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """``{name: (S, *shape)}`` for every generated parameter of the target."""
+        return self.networks.weights
+
+    @property
+    def buffers(self) -> Mapping[str, Tensor]:
+        """``{name: (S, *shape)}``, the norm statistics of every network; empty if they were not estimated."""
+        return self.networks.buffers
 
     @cached_property
     def vectors(self) -> Tensor:
@@ -126,7 +134,7 @@ class Population:
     def _run_on(self, arguments: Arguments | None, remedy: str) -> Tensor:
         if self.run is None or arguments is None:
             raise ValueError(f"the population has no inputs to run on; {remedy}")
-        outputs = self.run(self.weights, arguments)
+        outputs = self.run(self.networks, arguments)
         if not isinstance(outputs, Tensor):
             raise ValueError(
                 f"the target returns {type(outputs).__name__} where a diversity loss that reads outputs needs one tensor; "

@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -122,14 +123,14 @@ def test_the_losses_see_the_networks_that_made_the_loss(monkeypatch):
             seen.append(self.model.population.latents)
             return {"loss": F.cross_entropy(one, batch[1]) + (one - two).square().mean(), "extra": batch_idx}
 
-    original = Hypernet._draw
+    original = Hypernet.draw
     draws = []
 
     def draw(self, n, component=None):
         draws.append(original(self, n, component))
         return draws[-1]
 
-    monkeypatch.setattr(Hypernet, "_draw", draw)
+    monkeypatch.setattr(Hypernet, "draw", draw)
     fit(TwoViews(), max_epochs=1, limit_val_batches=0)
     assert len(draws) == 1 + 4
     assert all(torch.equal(latents, drawn) for latents, (drawn, _) in zip(seen, draws[1:], strict=True))
@@ -219,7 +220,7 @@ def test_evaluation_uses_calibrated_members():
     hypernet = callback.hypernet.eval()
     x = next(iter(data()))[0]
     assert torch.allclose(module.seen["val"][-4], hypernet(x), atol=1e-5)
-    assert hypernet.member_statistics.tensors()["1.running_mean"].abs().sum() > 0
+    assert hypernet.members.statistics.tensors()["1.running_mean"].abs().sum() > 0
     trainer.test(module, data(), verbose=False)
     (prediction, *_) = trainer.predict(module, data())
     assert torch.allclose(prediction, module.seen["test"][0], atol=1e-6)
@@ -232,7 +233,7 @@ def test_norm_statistics_fit_the_weights_after_training():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outputs = hypernet(x)
-    hypernet.calibrate()
+    hypernet.update_statistics()
     assert torch.equal(hypernet(x), outputs)
 
 
@@ -255,7 +256,7 @@ def test_fit_then_test_then_resume(tmp_path):
         )  # fmt: skip
 
     def callback():
-        return HypernetCallback(diversity={"entropy": 1e-3, "mutual_information": 0.1}, samples=4)
+        return HypernetCallback(diversity={"entropy": 1e-3, "mutual_information": 0.1}, samples=4, execution="loop")
 
     pl.seed_everything(0, verbose=False)
     straight, first = Classifier(), callback()
@@ -273,8 +274,9 @@ def test_fit_then_test_then_resume(tmp_path):
     assert half.losses + resumed.losses == straight.losses
     state = straight.state_dict()
     for name, value in resumed.state_dict().items():
-        if "member_statistics" not in name:  # estimated from the inputs since the start of this run
-            assert torch.equal(value, state[name]), name
+        if "members.statistics" not in name:  # estimated from the inputs since the start of this run
+            same = torch.equal if isinstance(value, torch.Tensor) else dict.__eq__
+            assert same(value, state[name]), name
 
     fresh, fourth = Classifier(), callback()
     trainer(1, fourth).test(fresh, data(), ckpt_path=path, verbose=False)
@@ -578,7 +580,7 @@ def test_copies_of_the_module():
     with torch.no_grad():
         for parameter in other.model.generator.parameters():
             parameter.add_(1.0)
-    other.model.calibrate(data())
+    other.model.update_statistics(data())
     assert not torch.allclose(other.model(x), module.model(x), atol=0.1)
 
 
@@ -615,7 +617,7 @@ def test_an_exponential_moving_average_behind_the_callback(norm, validation):
     assert max((a - b).abs().max() for a, b in zip(now, rows[-1], strict=True)) > 1e-3
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(now, mean, strict=True))
     hypernet = module.model.eval()
-    hypernet.calibrate()
+    hypernet.update_statistics()
     x = next(iter(data()))[0]
     with torch.no_grad():
         members = [member.eval()(x) for member in hypernet.materialize(hypernet.member_population())]
@@ -656,3 +658,67 @@ def test_yaml_reaches_every_option(tmp_path, monkeypatch):
     assert callback.hypernet.components == 2
     assert callback.hypernet.generator.extractor.code_size == 5
     assert callback.hypernet.diversity.weights == {"entropy": 0.002, "variance": 0.5}
+
+
+@pytest.mark.parametrize("target", ["model", "."])
+def test_copies_and_pickles_in_the_middle_of_fit(target):
+    """A copy taken inside a step is outside of it, has a step of its own and trains itself."""
+    taken = []
+
+    class Copied(Classifier):
+        def forward(self, x):
+            return self.model(x)
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            loss = F.cross_entropy(self(x), y)
+            if batch_idx == 1:
+                taken[:] = [copy.deepcopy(self), pickle.loads(pickle.dumps(self))]
+            return loss
+
+    globals()["Copied"] = Copied
+    Copied.__qualname__ = "Copied"
+    module = Copied()
+    callback, _ = fit(module, callback=HypernetCallback(target=target, samples=4), max_epochs=1, limit_val_batches=0)
+    hypernet = callback.hypernet
+    before = {name: value.clone() for name, value in hypernet.generator.named_parameters()}
+    x, y = next(iter(data()))
+    for one in taken:
+        other = one.model if target == "model" else one.hypernet
+        assert other is not hypernet
+        assert other.population is None
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        start = {name: value.clone() for name, value in other.generator.named_parameters()}
+        draws = other.prior.draws
+        loss = one.training_step((x, y), 0)
+        loss.backward()
+        optimizer.step()
+        assert other.prior.draws == draws + 1
+        assert any(not torch.equal(value, start[name]) for name, value in other.generator.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in hypernet.generator.named_parameters())
+
+
+def test_a_resumed_run_takes_over_the_choice_of_backends(tmp_path, monkeypatch):
+    from lightning_hypernet.target.trial import Trial
+
+    monkeypatch.setattr(Trial, "seconds", lambda self, name: {"loop": 0.002, "vmap": 0.0015}[name])
+
+    def trained(module, epochs, path=None):
+        callback = HypernetCallback(samples=4)
+        trainer = pl.Trainer(**QUIET, max_epochs=epochs, num_sanity_val_steps=0, callbacks=[callback])
+        trainer.fit(module, data(), ckpt_path=path)
+        return callback.hypernet, trainer
+
+    pl.seed_everything(0, verbose=False)
+    straight = Classifier()
+    trained(straight, 4)
+    pl.seed_everything(0, verbose=False)
+    half = Classifier()
+    hypernet, trainer = trained(half, 2)
+    assert {made["backend"] for made in hypernet.executor.choices.made.values()} == {"vmap"}
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    monkeypatch.setattr(Trial, "seconds", lambda self, name: {"loop": 0.001, "vmap": 0.0015}[name])
+    resumed = Classifier()
+    again, _ = trained(resumed, 4, tmp_path / "half.ckpt")
+    assert {made["backend"] for made in again.executor.choices.made.values()} == {"vmap"}
+    assert half.losses + resumed.losses == straight.losses

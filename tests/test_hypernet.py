@@ -29,10 +29,10 @@ def test_the_same_latents_give_the_same_networks():
     torch.manual_seed(0)
     hypernet = Hypernet(mlp(), components=2).train()
     latents, components = torch.randn(5, 64), torch.tensor([0, 1, 0, 1, 1])
-    together = hypernet.generate(latents, components)
-    alone = hypernet.generate(latents[1:2], 1)
+    together = hypernet.decode(latents, components)
+    alone = hypernet.decode(latents[1:2], 1)
     assert torch.allclose(together.vectors[1], alone.vectors[0], atol=1e-6)
-    assert torch.equal(together.vectors, hypernet.generate(latents, components).vectors)
+    assert torch.equal(together.vectors, hypernet.decode(latents, components).vectors)
     assert hypernet.generator.training
 
 
@@ -57,7 +57,7 @@ def test_ranks_draw_different_networks(monkeypatch):
     for rank, hypernet in enumerate(hypernets):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None, rank=rank: rank)
         draws.append(hypernet.sample(3).latents)
-    assert torch.equal(hypernets[0].member_latents, hypernets[1].member_latents)
+    assert torch.equal(hypernets[0].members.latents, hypernets[1].members.latents)
     assert not torch.equal(*draws)
 
 
@@ -95,7 +95,7 @@ def test_evaluation_joins_fixed_members():
     mean = torch.stack([member(x) for member in members]).mean(0)
     assert torch.allclose(hypernet(x), mean, atol=1e-6)
     assert torch.equal(hypernet(x), hypernet(x))
-    assert sorted(hypernet.member_components.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(hypernet.members.components.tolist()) == [0, 1, 2, 3, 4]
     hypernet.reduce = None
     assert hypernet(x).shape == (5, 6, 3)
 
@@ -160,9 +160,9 @@ def test_norm_statistics_of_members_and_samples():
     torch.manual_seed(0)
     hypernet = Hypernet(convnet(), members=3)
     loader = [(torch.randn(16, 1, 8, 8) + 2, torch.zeros(16)) for _ in range(3)]
-    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.calibrate"):
+    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.update_statistics"):
         hypernet.eval()(loader[0][0])
-    hypernet.calibrate(loader)
+    hypernet.update_statistics(loader)
     population = hypernet.member_population()
     for index, module in enumerate(hypernet.materialize(population)):
         fresh = hypernet.executor.materialize({name: value[index] for name, value in population.weights.items()})
@@ -194,9 +194,9 @@ def test_training_inputs_calibrate_what_is_sampled():
 def test_statistics_of_older_weights_are_told():
     torch.manual_seed(0)
     hypernet = Hypernet(convnet(), samples=2)
-    hypernet.calibrate([torch.randn(16, 1, 8, 8)])
+    hypernet.update_statistics([torch.randn(16, 1, 8, 8)])
     hypernet.train()(torch.randn(16, 1, 8, 8))
-    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.calibrate"):
+    with pytest.warns(UserWarning, match="never estimated, or with other weights; call hypernet.update_statistics"):
         hypernet.eval()(torch.randn(16, 1, 8, 8))
     for other in (copy.deepcopy(hypernet), Hypernet(convnet(), samples=2).eval()):
         other.load_state_dict(hypernet.state_dict())
@@ -212,14 +212,14 @@ def test_frozen_norm_layers_keep_the_statistics_they_were_trained_with(tmp_path)
     hypernet = Hypernet(target, samples=2)
     loader = [torch.randn(16, 1, 8, 8)]
     hypernet(*loader)
-    hypernet.eval().calibrate()
+    hypernet.eval().update_statistics()
     other = Hypernet(convnet()).eval()
     other.load_state_dict(hypernet.state_dict())
-    other.calibrate(loader)
+    other.update_statistics(loader)
     ensemble = other.ensemble(2)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path, convnet())
-    loaded.calibrate(loader)
+    loaded.update_statistics(loader)
     for network in (*hypernet.materialize(hypernet.sample(2)), *hypernet.materialize(hypernet.member_population()),
                     *ensemble.materialize(), *loaded.materialize()):  # fmt: skip
         assert torch.equal(network[1].running_mean, target[1].running_mean)
@@ -385,13 +385,13 @@ def test_averages_of_weights_keep_members_and_tell_of_statistics():
         hypernet.train()(x)
         for average in (equal, moving):
             average.update_parameters(hypernet)
-    hypernet.calibrate()
+    hypernet.update_statistics()
     moving.update_parameters(hypernet)
     for average in (equal, moving):
-        assert average.module.member_components.tolist() == hypernet.member_components.tolist()
+        assert average.module.members.components.tolist() == hypernet.members.components.tolist()
     with pytest.warns(UserWarning, match="never estimated, or with other weights"):
         moving.eval()(x)
-    moving.module.calibrate([x])
+    moving.module.update_statistics([x])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         moving(x)
@@ -415,12 +415,12 @@ def test_remembered_inputs_follow_the_module():
 
 def test_an_empty_loader():
     with pytest.raises(ValueError, match="no batch came to estimate norm statistics from"):
-        Hypernet(convnet()).calibrate([])
+        Hypernet(convnet()).update_statistics([])
 
 
 def test_copies_and_pickles():
     torch.manual_seed(0)
-    hypernet = Hypernet(mlp()).train()
+    hypernet = Hypernet(mlp(), execution="loop").train()
     x = torch.randn(8, 4)
     hypernet(x)
     for other in (copy.deepcopy(hypernet), pickle.loads(pickle.dumps(hypernet))):
@@ -443,9 +443,9 @@ def test_the_user_keeps_the_target():
     [
         (lambda h: h.sample(0), "n must be 1 or more, not 0"),
         (lambda h: h.ensemble(-1), "n must be 1 or more, not -1"),
-        (lambda h: h.generate(torch.randn(3, 5)), r"latents must be \(n, 64\) with n > 0, not \(3, 5\)"),
-        (lambda h: h.generate(torch.randn(64)), r"latents must be \(n, 64\) with n > 0, not \(64,\)"),
-        (lambda h: h.generate(torch.randn(0, 64)), "with n > 0"),
+        (lambda h: h.decode(torch.randn(3, 5)), r"latents must be \(n, 64\) with n > 0, not \(3, 5\)"),
+        (lambda h: h.decode(torch.randn(64)), r"latents must be \(n, 64\) with n > 0, not \(64,\)"),
+        (lambda h: h.decode(torch.randn(0, 64)), "with n > 0"),
         (lambda h: h.sample(3, component=2), "components must lie in 0 to 1, not .2."),
     ],
 )

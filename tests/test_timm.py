@@ -27,7 +27,7 @@ def test_wrap_train_a_step_export(name, options, size):
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-8:]) / 8 < sum(losses[:4]) / 4
-    hypernet.eval().calibrate([x])
+    hypernet.eval().update_statistics([x])
     members = hypernet.materialize(hypernet.member_population())
     with torch.no_grad():
         outputs = torch.stack([member(x) for member in members])
@@ -50,9 +50,9 @@ def test_every_parameter_of_a_resnet_and_a_vit_has_a_rule():
 
 def test_the_input_size_of_a_timm_model_is_known():
     hypernet = Hypernet(timm.create_model("resnet10t"), generator=GeneratorConfig.compact())
-    (example,) = hypernet.examples.leaves
+    (example,) = hypernet.symmetries.examples.leaves
     assert example.shape == (2, 3, 176, 176)
-    assert Hypernet(nn.Linear(3, 2)).examples is None
+    assert Hypernet(nn.Linear(3, 2)).symmetries.examples is None
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def main() -> None:
     target, example = (resnet32 if kind == "cifar_resnet" else TARGETS[data])(), images[0][0][None]
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example).to(device)
     training = [inputs for inputs, _ in islice(train.loader(BATCH, shuffle=True), 4)]
-    hypernet.calibrate(training)
+    hypernet.update_statistics(training)
     saved = torch.load(options.checkpoint, map_location="cpu")
     line = json.loads((options.checkpoint.parent / "journal.jsonl").read_text().splitlines()[-1])
     step = int(saved["global_step"])

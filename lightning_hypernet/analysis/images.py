@@ -67,7 +67,7 @@ def filter_images(
         raise ValueError(f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}")
     with torch.no_grad():
         population = hypernet.sample(samples, component)
-        weights = hypernet.gauge(population.weights, [parameter])[parameter]
+        weights = hypernet.symmetries.gauge(population.weights, [parameter])[parameter]
     if weights.ndim == 3:
         return FilterImages(weights.cpu(), parameter)
     layer = hypernet.target.get_submodule(parameter.rpartition(".")[0])

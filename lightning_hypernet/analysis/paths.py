@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.population import Population
 from lightning_hypernet.symmetry.alignment import align
 
 
@@ -73,21 +72,15 @@ def paths(
     one, other = hypernet.sample(pairs, component), hypernet.sample(pairs, component)
     at = torch.linspace(0, 1, points, device=one.latents.device)
     with torch.no_grad():
-        ends = [hypernet.gauge(population.weights) for population in (one, other)]
+        ends = [hypernet.symmetries.gauge(population.weights) for population in (one, other)]
         if aligned:
-            ends[1] = align(ends[1], ends[0], hypernet.channel_blocks)
+            ends[1] = align(ends[1], ends[0], hypernet.symmetries.blocks)
         direct, interpolated = [], []
         for t in at:
             nearer = torch.where(t < 0.5, one.components, other.components)
             mixed = {name: torch.lerp(value, ends[1][name], t.to(value)) for name, value in ends[0].items()}
-            line = _with_weights(one, mixed)
-            curve = hypernet.generate(torch.lerp(one.latents, other.latents, t.to(one.latents)), nearer)
+            line = replace(one, networks=one.networks.others(mixed))
+            curve = hypernet.decode(torch.lerp(one.latents, other.latents, t.to(one.latents)), nearer)
             direct.append(accuracies(hypernet, line, loader))
             interpolated.append(accuracies(hypernet, curve, loader))
     return Paths(at.cpu(), torch.stack(direct, 1), torch.stack(interpolated, 1))
-
-
-def _with_weights(population: Population, weights: dict[str, Tensor]) -> Population:
-    changed = population[:]
-    changed.weights, changed.buffers = weights, {}
-    return changed

@@ -111,7 +111,7 @@ def weights_of(hypernet: Hypernet, population: Population, bank: str | None, fil
     banks = {one.name: one for one in hypernet.banks}
     if bank not in banks:
         raise ValueError(f"there is no bank {bank!r}; there are {', '.join(banks)}")
-    filters = banks[bank].flatten(hypernet.gauge(population.weights, {slot.parameter for slot in banks[bank].slots}))
+    filters = banks[bank].flatten(hypernet.symmetries.gauge(population.weights, {slot.parameter for slot in banks[bank].slots}))
     if filter is None:
         return filters
     if not 0 <= filter < filters.shape[1]:

@@ -74,4 +74,4 @@ class SymmetryDistance(_PairsOfNetworks):
     def of_pairs(self, one: Population, others: Population) -> Tensor:
         """The distance of one network from each of the others: ``(others,)``."""
         repeated = one[torch.zeros(len(others), dtype=torch.long)]
-        return self._hypernet[0].symmetry_distance(others, repeated)
+        return self._hypernet[0].symmetries.distance(others.weights, repeated.weights)

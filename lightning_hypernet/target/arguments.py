@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -29,19 +30,26 @@ class Arguments:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], networks: int | None = None, smallest: int = 1) -> None:
-        self.leaves, self._spec = tree_flatten((args, kwargs))
-        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        leaves, self._spec = tree_flatten((args, kwargs))
         self.sizes: list[int] | None = None
-        self.axes: list[int | None] = [None] * len(self.leaves)
+        self.axes: list[int | None] = [None] * len(leaves)
+        self._flat = (
+            not kwargs and len(leaves) == len(args) and all(one is other for one, other in zip(leaves, args, strict=True))
+        )
+        self._set(leaves)
         self.batch = next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), 0)
         if networks is not None and networks > 1 and self.batch > 0:
             parts = max(1, min(networks, self.batch // smallest))
             self.sizes = [self.batch // parts + (index < self.batch % parts) for index in range(parts)]
             self.axes = [_axis_of(leaf, self.batch) for leaf in self.leaves]
-            self._parts = [
-                leaf.split(self.sizes, dim=axis) if axis is not None else None
-                for leaf, axis in zip(self.leaves, self.axes, strict=True)
-            ]
+            self._set(leaves)
+
+    def _set(self, leaves: list[Any]) -> None:
+        self.leaves = leaves
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._parts = [
+            leaf.split(self.sizes, dim=axis) if axis is not None else None for leaf, axis in zip(leaves, self.axes, strict=True)
+        ]
 
     def head(self, count: int) -> Arguments:
         """The first examples of the batch, shared by all networks, detached."""
@@ -57,15 +65,24 @@ class Arguments:
         """Whether every network gets equally much."""
         return self.sizes is None or len(set(self.sizes)) == 1
 
-    def of(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of one network."""
-        if self.sizes is None:
-            return self.restore(self.leaves)
-        pairs = zip(self.leaves, self._parts, strict=True)
-        return self.restore([leaf if parts is None else parts[index] for leaf, parts in pairs])
+    @property
+    def parts(self) -> int | None:
+        """How many networks get a part; None: all get everything."""
+        return None if self.sizes is None else len(self.sizes)
+
+    def of(self, index: int, cloned: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one network; clones of the tensors, if it may write to them."""
+        leaves = self.leaves
+        if self.sizes is not None:
+            leaves = [leaf if parts is None else parts[index] for leaf, parts in zip(leaves, self._parts, strict=True)]
+        if cloned:
+            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return self.restore(leaves)
 
     def restore(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put leaves back into the structure of the call."""
+        if self._flat:
+            return tuple(leaves), {}
         args, kwargs = tree_unflatten(list(leaves), self._spec)
         return args, kwargs
 
@@ -104,6 +121,12 @@ class Arguments:
             return torch.cat(list(leaves), dim=axes[0]) if axes else _average(leaves, sizes)
 
         return _merge(outputs, merge)
+
+    def detached(self) -> Arguments:
+        """The same call, dealt out as before, without gradients."""
+        other = copy.copy(self)
+        other._set([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
+        return other
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """The same call with every tensor changed."""

@@ -1,10 +1,10 @@
-"""Part: what a target offers beside its forward, run with generated weights."""
+"""The facade: what a target offers beside its forward, run with generated weights."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -12,38 +12,151 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_hypernet.target.replicas import Replicas
+
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 """Runs a method or submodule of the target, or reads a property, named by its path, with generated weights."""
-_MODES = ("train", "eval")
 _PARAMETERS = ("parameters", "named_parameters")
+
+
+class Facade:
+    """What a target offers: attributes as they are, methods and submodules run with generated weights.
+
+    Args:
+        replicas: The replicas of the target.
+        call: Runs parts of the target.
+        generated: All names of generated parameters in the target.
+    """
+
+    def __init__(self, replicas: Replicas, call: Call, generated: Collection[str]) -> None:
+        self.call = call
+        self._replicas = replicas
+        self._generated = frozenset(generated)
+
+    @property
+    def root(self) -> Part:
+        """The target itself, as a container of its items."""
+        return Part(self, self._replicas.template, "")
+
+    def attribute(self, owner: nn.Module, name: str, path: str = "") -> Any:
+        """An attribute of the target or of a part of it; methods and submodules run with generated weights.
+
+        Args:
+            owner: The target or a submodule.
+            name: The attribute.
+            path: Path of the owner in the target.
+
+        Returns:
+            The attribute; a `Part` for a submodule, a function for a method.
+
+        Raises:
+            AttributeError: If the owner has none of that name, or it is a generated parameter or holds some.
+        """
+        inside = _inside(path, name)
+        try:
+            value = getattr(owner, name)
+        except (StopIteration, TypeError, AttributeError):
+            if isinstance(getattr(type(owner), name, None), property):  # one that reads weights, or looks for the first of them
+                return self.call(inside, (), {})
+            raise
+        if value is None and inside in self._generated:
+            raise _refused(inside, inside)
+        if isinstance(value, nn.Module):
+            return Part(self, value, inside)
+        if isinstance(owner, nn.ModuleDict) and name in ("items", "values"):
+            part = Part(self, owner, path)
+            return lambda: [(key, part[key]) if name == "items" else part[key] for key in owner]
+        if not (inspect.ismethod(value) and value.__self__ is owner) or _is_of_the_target(name):
+            return value
+        if name in _PARAMETERS and any(one.startswith(f"{path}.") for one in self._generated):
+            raise AttributeError(
+                f"the parameters of {path!r} are generated: train hypernet.parameters(), or keep these as they are with "
+                f"exclude=['{path}.*']"
+            )
+        return lambda *args, **kwargs: self.call(inside, args, kwargs)
+
+    def set(self, owner: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute of the target or of a part of it, for all networks.
+
+        Raises:
+            AttributeError: If the value is a module or a parameter, which stay as they were when the target was wrapped.
+        """
+        if isinstance(value, (nn.Module, nn.Parameter)):
+            raise AttributeError(f"{name!r} is a part of the target, which must be replaced before the target is wrapped")
+        self._replicas.set(owner, name, value)
+
+
+class StandIn(nn.Module):
+    """Stands in a target's place: what it does not have itself, it takes from the target.
+
+    A class that inherits from it sets `target`, and last `_facade`.
+    """
+
+    target: nn.Module
+    _facade: Facade
+
+    def __getattr__(self, name: str) -> Any:
+        """Fall back to the target's attribute."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_facade" not in self.__dict__ or name.startswith("_"):
+                raise
+            return self._facade.attribute(self.target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set on the target what the target has and this has not."""
+        if "_facade" in self.__dict__ and not name.startswith("_") and not self._has(name) and hasattr(self.target, name):
+            self._facade.set(self.target, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _has(self, name: str) -> bool:
+        places = (self.__dict__, self._parameters, self._buffers, self._modules)
+        return hasattr(type(self), name) or any(name in place for place in places)
+
+    def __getitem__(self, key: Any) -> Any:
+        """An item of a target that is a container."""
+        return self._facade.root[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        """The items of a target that is a container."""
+        return iter(self._facade.root)
+
+    def __len__(self) -> int:
+        """How many items a target has that is a container."""
+        return len(self._facade.root)
+
+    def __bool__(self) -> bool:
+        """True, as modules are."""
+        return True
 
 
 class Part:
     """A submodule of the target: its attributes and items are the submodule's, calls run with generated weights.
 
     Args:
+        facade: The facade of the target.
         module: The submodule.
         path: Its path in the target; empty for the target itself.
-        call: Runs parts of the target.
-        aliases: Every generated parameter's names in the target.
     """
 
-    def __init__(self, module: nn.Module, path: str, call: Call, aliases: Mapping[str, Sequence[str]]) -> None:
-        vars(self).update(_module=module, _path=path, _call=call, _aliases=aliases)
+    def __init__(self, facade: Facade, module: nn.Module, path: str) -> None:
+        vars(self).update(_facade=facade, _module=module, _path=path)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the submodule with generated weights."""
-        return self._call(self._path, args, kwargs)
+        return self._facade.call(self._path, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""
         if "_module" not in vars(self):  # while it is copied
             raise AttributeError(name)
-        return attribute_of(self._module, name, self._call, self._aliases, self._path)
+        return self._facade.attribute(self._module, name, self._path)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it on the submodule."""
-        set_attribute(self._module, name, value)
+        self._facade.set(self._module, name, value)
 
     def __getitem__(self, key: Any) -> Any:
         """An item of a container; several for a slice, which run one after another.
@@ -72,9 +185,9 @@ class Part:
     def _wrap(self, item: Any) -> Any:
         """Parts in place of modules."""
         if item is None:
-            raise _generated(f"an item of {self._path or 'the target'}", f"{self._path}.*" if self._path else "*")
+            raise _refused(f"an item of {self._path or 'the target'}", f"{self._path}.*" if self._path else "*")
         name = next((name for name, module in self._module.named_modules() if module is item), None)
-        return item if name is None else Part(item, _inside(self._path, name), self._call, self._aliases)
+        return item if name is None else Part(self._facade, item, _inside(self._path, name))
 
 
 class Parts(list[Any]):
@@ -98,13 +211,13 @@ class PartCalls:
         """Take the next call for the first."""
         self._last: tuple[str, list[ref[Tensor]], list[ref[Tensor]]] | None = None
 
-    def note(self, name: str, given: Sequence[Tensor], members: Sequence[Any], joined: Any) -> None:
+    def note(self, name: str, given: Sequence[Tensor], members: Any, joined: Any) -> None:
         """Warn, once, if what a part was given may come from the call before.
 
         Args:
             name: What was called, ``"forward"`` or a path in the target.
             given: The tensors in its arguments.
-            members: What it made with each network.
+            members: What it made with each network, every tensor ``(members, ...)``.
             joined: What it returns.
         """
         if self.told:
@@ -126,70 +239,24 @@ class PartCalls:
             )
 
 
-def _alike(name: str, members: Sequence[Any]) -> bool:
+def _alike(name: str, members: Any) -> bool:
     """Whether all members made the same, as a part that is not generated does."""
-    if len(members) == 1 or name == "forward":
-        return len(members) == 1
-    pairs = zip(*(tree_leaves(member) for member in members[:2]), strict=True)
-    return all(torch.equal(one, other) if isinstance(one, Tensor) else one is other for one, other in pairs)
+    leaves = [leaf for leaf in tree_leaves(members) if isinstance(leaf, Tensor)]
+    if all(len(leaf) == 1 for leaf in leaves) or name == "forward":
+        return all(len(leaf) == 1 for leaf in leaves)
+    return all(torch.equal(leaf[0], leaf[1]) for leaf in leaves)
 
 
-def attribute_of(owner: nn.Module, name: str, call: Call, aliases: Mapping[str, Sequence[str]], path: str = "") -> Any:
-    """An attribute of the target or of a part of it; methods and submodules run with generated weights.
-
-    Args:
-        owner: The target or a submodule.
-        name: The attribute.
-        call: Runs parts of the target.
-        aliases: Every generated parameter's names in the target.
-        path: Path of the owner in the target.
-
-    Returns:
-        The attribute; a `Part` for a submodule, a function for a method.
-
-    Raises:
-        AttributeError: If the owner has none of that name, or it is a generated parameter or holds some.
-    """
-    inside = _inside(path, name)
-    try:
-        value = getattr(owner, name)
-    except (StopIteration, TypeError, AttributeError):
-        if isinstance(getattr(type(owner), name, None), property):  # one that reads weights, or looks for the first of them
-            return call(inside, (), {})
-        raise
-    if value is None and any(inside in names for names in aliases.values()):
-        raise _generated(inside, inside)
-    if isinstance(value, nn.Module):
-        return Part(value, inside, call, aliases)
-    if isinstance(owner, nn.ModuleDict) and name in ("items", "values"):
-        part = Part(owner, path, call, aliases)
-        return lambda: [(key, part[key]) if name == "items" else part[key] for key in owner]
-    if not (inspect.ismethod(value) and value.__self__ is owner) or name in _MODES:
-        return value
-    if name in _PARAMETERS and any(one.startswith(f"{path}.") for names in aliases.values() for one in names):
-        raise AttributeError(
-            f"the parameters of {path!r} are generated: train hypernet.parameters(), or keep these as they are with "
-            f"exclude=['{path}.*']"
-        )
-    return lambda *args, **kwargs: call(inside, args, kwargs)
-
-
-def set_attribute(owner: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute of the target or of a part of it.
-
-    Raises:
-        AttributeError: If the value is a module or a parameter: those are generated as they were when the target was wrapped.
-    """
-    if isinstance(value, (nn.Module, nn.Parameter)):
-        raise AttributeError(f"{name!r} is a part of the target, which must be replaced before the target is wrapped")
-    setattr(owner, name, value)
+def _is_of_the_target(name: str) -> bool:
+    """Whether a method sets modes or hooks, which are those of all networks."""
+    return name in ("train", "eval") or (name.startswith("register_") and "hook" in name)
 
 
 def _inside(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _generated(what: str, pattern: str) -> AttributeError:
+def _refused(what: str, pattern: str) -> AttributeError:
     return AttributeError(
         f"{what} is generated, so every network has its own: read hypernet.population.weights in a training step, or keep it "
         f"as it is with exclude=[{pattern!r}]"

@@ -186,7 +186,7 @@ class FilterBanks:
             filters: For every bank its ``(S, filters, filter_size)``.
 
         Returns:
-            ``{name: (S, *shape)}`` for every generated parameter, tied ones once.
+            ``{name: (S, *shape)}`` for every generated parameter, tied ones once, contiguous, as plain weights are.
         """
         blocks: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
         for bank, values in zip(self, filters, strict=True):
@@ -197,9 +197,8 @@ class FilterBanks:
 
 
 def _join(parts: list[tuple[int, Tensor]]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0][1]
-    return torch.cat([block for _, block in sorted(parts, key=lambda part: part[0])], dim=1)
+    blocks = [block for _, block in sorted(parts, key=lambda part: part[0])]
+    return blocks[0].contiguous() if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def find_filters(
@@ -242,20 +241,14 @@ def find_filters(
     aliases = {group[0]: tuple(group) for group in names.values()}
     _check(target, parameters, aliases, (*generate, *exclude))
 
-    ordinary = {}
-    for name, parameter in parameters.items():
-        reason = _left_alone(parameter, aliases[name], generate, exclude)
-        if reason:
-            ordinary[name] = reason
+    reasons = {name: _left_alone(parameter, aliases[name], generate, exclude) for name, parameter in parameters.items()}
+    ordinary = {name: reason for name, reason in reasons.items() if reason}
     canonical = {name: first for first, group in aliases.items() for name in group if first not in ordinary}
     banks = _read(target, rules, canonical, parameters)
     holders = {slot.parameter: bank.name for bank in banks for slot in bank.slots}
-    if structure is None:
-        pairs = list(_norms_behind_layers(target))
-    else:
-        named = [(canonical.get(norm), canonical.get(layer)) for norm, layer in structure.norms.items()]
-        pairs = [(holders[norm], holders[layer]) for norm, layer in named if norm and layer]
-    banks = _attach_norms(banks, pairs)
+    named = [(canonical.get(norm), canonical.get(layer)) for norm, layer in (structure.norms.items() if structure else ())]
+    pairs = [(holders[norm], holders[layer]) for norm, layer in named if norm and layer]
+    banks = _attach_norms(banks, pairs if structure else _norms_behind_layers(target))
     if not banks:
         raise ValueError(
             f"no parameter of {type(target).__name__} is generated: "
@@ -270,7 +263,7 @@ def find_filters(
             index = layers[position]
             if banks[index].filters * banks[index].filter_size <= merge_limit:
                 banks[index] = banks[index].whole()
-    shapes = {name: tuple(parameters[name].shape) for name in parameters if name not in ordinary}
+    shapes = {name: tuple(value.shape) for name, value in parameters.items() if name not in ordinary}
     _validate(banks, shapes)
     return FilterBanks(banks, shapes, {name: aliases[name] for name in shapes}, ordinary)
 

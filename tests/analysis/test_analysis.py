@@ -87,12 +87,12 @@ def test_halfway_along_both_paths(trained, aligned):
     result = paths(hypernet, loader, pairs=6, points=3, component=None, aligned=aligned)
     hypernet.prior.draws = draws
     one, other = hypernet.sample(6), hypernet.sample(6)
-    start, end = (hypernet.gauge(population.weights) for population in (one, other))
+    start, end = (hypernet.symmetries.gauge(population.weights) for population in (one, other))
     found = []
-    for last in (end, align(end, start, hypernet.channel_blocks)):
+    for last in (end, align(end, start, hypernet.symmetries.blocks)):
         middle = {name: (value + last[name]) / 2 for name, value in start.items()}
-        found.append(accuracies(hypernet, replace(one, weights=middle, buffers={}), loader))
-    curve = hypernet.generate((one.latents + other.latents) / 2, other.components)
+        found.append(accuracies(hypernet, replace(one, networks=one.networks.others(middle)), loader))
+    curve = hypernet.decode((one.latents + other.latents) / 2, other.components)
     assert not torch.allclose(found[0], found[1], atol=0.02)
     assert torch.allclose(result.direct[:, 1], found[aligned], atol=0.02)
     assert torch.allclose(result.interpolated[:, 1], accuracies(hypernet, curve, loader), atol=0.02)
@@ -124,7 +124,7 @@ def test_filter_images(trained):
     result = filter_images(hypernet, "0.weight", filter=2, samples=7)
     hypernet.prior.draws = draws
     assert result.images.shape == (7, 3, 3)
-    assert torch.allclose(result.images, hypernet.gauge(hypernet.sample(7).weights)["0.weight"][:, 2, 0])
+    assert torch.allclose(result.images, hypernet.symmetries.gauge(hypernet.sample(7).weights)["0.weight"][:, 2, 0])
     drawn(result)
     with pytest.raises(ValueError, match="'0.weight' has filters 0 to 2, not 3"):
         filter_images(hypernet, "0.weight", filter=3)
@@ -216,7 +216,7 @@ def test_a_sure_network_can_be_attacked():
 
 def test_modes_are_put_back(trained):
     hypernet, loader = copy.deepcopy(trained[0]).train(), trained[1]
-    hypernet.calibrate(x for x, _ in loader)
+    hypernet.update_statistics(x for x, _ in loader)
     hypernet.target[1].eval()
     accuracies(hypernet, hypernet.sample(2), loader)
     adversarial(hypernet, loader, (0.1,), ensemble=2)
@@ -228,7 +228,7 @@ def test_noise_is_out_of_distribution(trained):
     hypernet, loader = trained
     torch.manual_seed(0)
     ensemble = hypernet.ensemble(10)
-    ensemble.calibrate(loader)
+    ensemble.update_statistics(loader)
     result = ood(ensemble.members, loader, [torch.randn(40, 1, 4, 4) * 2])
     assert set(result.results) == {"entropy", "mutual_information"}
     assert result.results["mutual_information"]["auroc"] > 0.6
@@ -248,7 +248,7 @@ def test_noise_is_out_of_distribution(trained):
 def test_averaging(trained):
     hypernet, loader = trained
     ensemble = hypernet.ensemble(10, component=0)
-    ensemble.calibrate(loader)
+    ensemble.update_statistics(loader)
     result = averaging(ensemble, loader, (1, 5, 10, 20), loader)
     assert list(result.counts) == [1, 5, 10]
     assert result.average[0] == result.ensemble[0]
@@ -269,7 +269,7 @@ def test_averaging(trained):
 def test_distillation_loss_by_hand(trained):
     hypernet, loader = trained
     ensemble = hypernet.ensemble(3)
-    ensemble.calibrate(loader)
+    ensemble.update_statistics(loader)
     module = Distillation(ensemble.double(), small(), temperature=3.0, alpha=0.7).double().eval()
     module.log = lambda *_, **__: None
     x, y = (tensor[:8] for tensor in loader.dataset.tensors)
@@ -284,7 +284,7 @@ def test_distillation_teaches_the_ensemble(trained):
     hypernet, loader = trained
     torch.manual_seed(0)
     ensemble = hypernet.ensemble(5)
-    ensemble.calibrate(loader)
+    ensemble.update_statistics(loader)
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
     module = Distillation(ensemble, small().eval(), lr=1e-2)
     assert module.student.training

@@ -169,7 +169,7 @@ def test_weight_losses_are_low_for_diverse_populations(name):
     loss = LOSSES[name]()
     population.__dict__.pop("gauged", None)
     far = loss(population)
-    population.weights = near
+    population.networks = population.networks.others(near)
     population.__dict__.pop("gauged", None)
     assert far < loss(population)
 
@@ -190,7 +190,7 @@ def test_autocast_changes_no_weight_loss(name):
         _, population = trained_population(components=2)
         weights = {key: value.detach() for key, value in population.weights.items()}
         leaves = [(value.mean(0) + 1e-3 * (value - value.mean(0))).requires_grad_() for value in weights.values()]
-        population.weights = dict(zip(weights, leaves, strict=True))
+        population.networks = population.networks.others(dict(zip(weights, leaves, strict=True)))
         population.__dict__.pop("gauged", None)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             value = LOSSES[name]()(population)
@@ -272,10 +272,10 @@ def test_only_what_is_read_is_computed():
 def test_member_distance():
     _, population = trained_population()
     copies = {name: value[:1].expand_as(value) for name, value in population.weights.items()}
-    population.weights = copies
+    population.networks = population.networks.others(copies)
     assert population.distance().item() == pytest.approx(0, abs=1e-3)
     population.__dict__.pop("gauged", None)
-    population.weights = {name: torch.randn_like(value) for name, value in copies.items()}
+    population.networks = population.networks.others({name: torch.randn_like(value) for name, value in copies.items()})
     assert population.distance().item() == pytest.approx(2**0.5, abs=0.1)
 
 

@@ -138,12 +138,12 @@ def test_gradients_outside_of_training_are_those_of_the_function():
     hypernet = Hypernet(lenet().double(), components=3)
     offset = hypernet.generator.weight_generators[0].offset
     latents = torch.randn(1, 64).double()
-    (gradient,) = torch.autograd.grad(hypernet.generate(latents, 2).vectors.square().sum(), offset)
+    (gradient,) = torch.autograd.grad(hypernet.decode(latents, 2).vectors.square().sum(), offset)
     with torch.no_grad():
         values = []
         for change in (1e-5, -2e-5):
             offset[2, 0, 0] += change
-            values.append(hypernet.generate(latents, 2).vectors.square().sum())
+            values.append(hypernet.decode(latents, 2).vectors.square().sum())
     assert gradient[2, 0, 0].item() == pytest.approx((values[0] - values[1]).item() / 2e-5, rel=1e-6)
 
 
@@ -174,8 +174,8 @@ def test_components_are_families_of_networks():
     one = hypernet.sample(5, component=2)
     assert one.components.tolist() == [2] * 5
     latents = torch.randn(6, 64)
-    same = hypernet.generate(latents, 1).vectors
-    other = hypernet.generate(latents, 2).vectors
+    same = hypernet.decode(latents, 1).vectors
+    other = hypernet.decode(latents, 2).vectors
     inside = (same[:3] - same[3:]).norm(dim=1).mean()
     across = (same - other).norm(dim=1).mean()
     assert across > 2 * inside

@@ -181,7 +181,9 @@ def test_weights_of_members():
     gauged = population.gauged.detach()
     pairs = [(i, j) for i in range(4) for j in range(i)]
     cosine = sum(torch.cosine_similarity(gauged[i], gauged[j], dim=0) for i, j in pairs) / len(pairs)
-    distance = sum(hypernet.symmetry_distance(population[j : j + 1], population[i : i + 1]) for i, j in pairs) / len(pairs)
+    distance = sum(
+        hypernet.symmetries.distance(population[j : j + 1].weights, population[i : i + 1].weights) for i, j in pairs
+    ) / len(pairs)
     for metric, expected, atol in ((WeightCosine(), cosine, 1e-6), (SymmetryDistance(hypernet), distance, 1e-5)):
         metric.update(population)
         assert torch.allclose(metric.compute(), expected, atol=atol)

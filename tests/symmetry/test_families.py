@@ -94,7 +94,7 @@ def test_family(family):
     output = hypernet(x)
     F.cross_entropy(output, torch.arange(4) % 7).backward()
     assert all(parameter.grad is not None for parameter in hypernet.generator.parameters())
-    hypernet.eval().double().calibrate([x.double()])
+    hypernet.eval().double().update_statistics([x.double()])
     with torch.no_grad():
         population = hypernet.member_population()
         members = torch.stack([member.eval()(x.double()) for member in hypernet.materialize(population)])

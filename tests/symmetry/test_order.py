@@ -183,9 +183,9 @@ def test_a_hypernet_with_the_permutation_gauge():
     x = torch.randn(8, 5)
     hypernet = Hypernet(MODULES["mlp"][0](), example_inputs=x, gauge="permutation").eval()
     one, other = hypernet.sample(3), hypernet.sample(3)
-    fixed = hypernet.gauge(one.weights)
-    for block in hypernet.channel_blocks:
+    fixed = hypernet.symmetries.gauge(one.weights)
+    for block in hypernet.symmetries.blocks:
         sums = torch.stack([axis.gather(fixed).sum(-1) for axis in block.axes]).sum(0)
         assert (sums.diff(dim=1) >= -1e-5).all()
-    assert torch.allclose(hypernet.symmetry_distance(one, one), torch.zeros(3), atol=1e-3)
-    assert (hypernet.symmetry_distance(one, other) > 0.2).all()
+    assert torch.allclose(hypernet.symmetries.distance(one.weights, one.weights), torch.zeros(3), atol=1e-3)
+    assert (hypernet.symmetries.distance(one.weights, other.weights) > 0.2).all()

@@ -296,7 +296,7 @@ def test_the_papers_rule_to_the_letter():
     target = mnist_target().double()
     hypernet = Hypernet(target, example_inputs=torch.randn(2, 1, 28, 28).double(), gauge="softmax")
     weights = random_weights(target, 3)
-    fixed = hypernet.gauge(weights)
+    fixed = hypernet.symmetries.gauge(weights)
     for index in range(3):
         expected = papers_rule({name: value[index] for name, value in weights.items()})
         for name, value in expected.items():
@@ -362,8 +362,8 @@ def test_modules_under_two_names_keep_their_symmetries():
 
     x = torch.randn(4, 5)
     hypernet = Hypernet(Twice(), example_inputs=x, gauge="softmax")
-    assert hypernet.channel_groups.count == 6
-    assert [block.size for block in hypernet.channel_blocks] == [6]
+    assert hypernet.symmetries.groups.count == 6
+    assert [block.size for block in hypernet.symmetries.blocks] == [6]
     assert hypernet.sample(2).gauged[:, -3:].sum(1).abs().max() < 1e-5
 
 
@@ -383,16 +383,16 @@ def test_symmetries_are_read_after_training():
     with hypernet.step():
         hypernet(torch.randn(8, 5))
     one, other = hypernet.eval().sample(2), hypernet.sample(2)
-    scaled = hypernet.channel_groups.transform(one.weights, torch.rand(2, hypernet.channel_groups.count) + 0.5)
-    assert hypernet.symmetry_distance(one, replace(one, weights=scaled)).max() < 1e-4
-    assert hypernet.symmetry_distance(one, other).min() > 1e-2
+    scaled = hypernet.symmetries.groups.transform(one.weights, torch.rand(2, hypernet.symmetries.groups.count) + 0.5)
+    assert hypernet.symmetries.distance(one.weights, scaled).max() < 1e-4
+    assert hypernet.symmetries.distance(one.weights, other.weights).min() > 1e-2
 
 
 def test_a_wrong_guess_of_a_timm_models_input_gives_way_to_the_batch():
     hypernet = Hypernet(timm.create_model("test_resnet", num_classes=4, in_chans=1), samples=2, generator={"hidden": (8,)})
-    assert hypernet.examples is None
+    assert hypernet.symmetries.examples is None
     hypernet.train()(torch.randn(4, 1, 32, 32))
-    assert hypernet.channel_groups.count > 0
+    assert hypernet.symmetries.groups.count > 0
 
 
 def test_only_generated_parameters_are_scaled():
@@ -415,7 +415,9 @@ def test_diversity_losses_see_the_gauge():
     hypernet = trained(MODULES["mlp"][0]().double(), torch.randn(8, 5).double())
     population = hypernet.population
     one = {name: value[:1].expand_as(value) for name, value in population.weights.items()}
-    population.weights = hypernet.channel_groups.transform(one, torch.rand(4, hypernet.channel_groups.count).double() + 0.5)
+    groups = hypernet.symmetries.groups
+    scaled = groups.transform(one, torch.rand(4, groups.count).double() + 0.5)
+    population = replace(population, networks=population.networks.others(scaled))
     assert population.distance() < 1e-6
     assert Entropy()(population) > 500
     none = trained(MODULES["mlp"][0]().double(), torch.randn(8, 5).double(), gauge="none")

@@ -24,7 +24,7 @@ def test_run_equals_the_plain_modules(kind, execution):
     inputs = KINDS[kind].inputs()
     population = hypernet.sample(3)
     if hypernet.executor.statistics:
-        hypernet.calibrate([inputs[0]], population)
+        hypernet.update_statistics([inputs[0]], population)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         outputs = hypernet.run(population, *inputs)
@@ -76,7 +76,7 @@ def test_training_lowers_the_loss(kind):
 def test_exports_load_into_the_plain_target(kind):
     hypernet = wrapped(kind)
     population = hypernet.sample(1)
-    hypernet.calibrate([KINDS[kind].inputs()[0]], population)
+    hypernet.update_statistics([KINDS[kind].inputs()[0]], population)
     (module,) = hypernet.materialize(population)
     KINDS[kind].make().double().load_state_dict(module.state_dict(), strict=True)
     assert [name for name, _ in module.named_parameters()] == [name for name, _ in KINDS[kind].make().named_parameters()]

@@ -1,0 +1,139 @@
+"""Members: the fixed networks that a Hypernet is in evaluation."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lightning_hypernet.population import Population, StackedTensors
+from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.statistics import RecentInputs
+
+
+class Members(nn.Module):
+    """The latents and norm statistics of the networks of evaluation; their weights are made when they are needed.
+
+    Args:
+        latents: ``(members, latent_dim)``.
+        components: ``(members,)``, which component of the prior each belongs to.
+        statistics: ``{name: tensor}``, the target's own norm statistics.
+    """
+
+    latents: Tensor
+    _components: Tensor
+    estimated: Tensor
+
+    def __init__(self, latents: Tensor, components: Tensor, statistics: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("latents", latents)
+        self.register_buffer("_components", components.to(latents))
+        self.statistics = StackedTensors(
+            {name: value.repeat(len(latents), *(1,) * value.ndim) for name, value in statistics.items()}
+        )
+        self.register_buffer("estimated", torch.tensor(0.0 if statistics else 1.0))
+        self.recent = RecentInputs()
+        self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the networks."""
+        return {**self.__dict__, "recent": RecentInputs(), "_made": None, "_making": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.forget()
+        self.recent.map(fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @property
+    def components(self) -> Tensor:
+        """``(members,)``, which component of the prior each belongs to."""
+        return self._components.round().long()  # kept as floating-point numbers, which averages of weights leave alone
+
+    def forget(self) -> None:
+        """Let the networks go; they are made anew from the generator as it is when they are next asked for."""
+        self._made: tuple[Any, Population] | None = None
+        self._making = threading.Lock()
+
+    def population(self, decode: Callable[[], Population], source: Iterable[Tensor]) -> Population:
+        """The networks; with gradients new ones for every call, without kept while nothing changes.
+
+        What is written through ``.data`` is not seen; `forget` renews them.
+
+        Args:
+            decode: Makes the networks from the members' latents.
+            source: The tensors that they come from.
+        """
+        if torch.is_grad_enabled():
+            return self._decoded(decode, gradients=True)
+        versions = [tensor._version for tensor in source if not tensor.is_inference()]
+        state = (torch.is_autocast_enabled(self.latents.device.type), *versions)
+        made = self._made
+        if made is None or made[0] != state:
+            with self._making:
+                made = self._made
+                if made is None or made[0] != state:
+                    made = self._made = (state, self._decoded(decode, gradients=False))
+        return made[1]
+
+    def _decoded(self, decode: Callable[[], Population], gradients: bool) -> Population:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            population = decode()
+            population.networks = population.networks.others(population.weights, self.statistics.tensors())
+        return population
+
+    @property
+    def stale(self) -> bool:
+        """Whether training went on since the norm statistics were estimated, on inputs that are at hand."""
+        return bool(self.recent) and bool(self.estimated < 1)
+
+    @torch.no_grad()
+    def update(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> None:
+        """Estimate the norm statistics of the members, and average them over ranks.
+
+        Args:
+            executor: Runs the target.
+            population: The members.
+            batches: Inputs of the target, or tuples that begin with them; None: the last inputs seen.
+        """
+        statistics = self._estimate(executor, population, batches)
+        if distributed.is_available() and distributed.is_initialized():
+            for value in statistics.values():
+                if value.is_floating_point():
+                    distributed.all_reduce(value.div_(distributed.get_world_size()))
+        self.statistics.update(statistics)
+        self.estimated.fill_(1.0)
+        self.forget()
+
+    @torch.no_grad()
+    def complete(self, executor: Executor, population: Population, batches: Iterable[Any] | None = None) -> None:
+        """See that networks have norm statistics of their own; arguments as in `update`."""
+        if executor.statistics and (batches is not None or not population.buffers):
+            if batches is None and not self.recent:
+                warn_of_statistics(executor.target, stacklevel=4)
+                return
+            statistics = self._estimate(executor, population, batches)
+            population.networks = population.networks.others(population.weights, statistics)
+
+    def _estimate(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> dict[str, Tensor]:
+        inputs = self.recent if batches is None else self.recent.noting(batches, self.latents.device)
+        return executor.statistics.estimate(population.weights, inputs)
+
+
+def warn_of_statistics(target: nn.Module, stacklevel: int) -> None:
+    """Tell that networks have no norm statistics of their own, or older ones."""
+    warnings.warn(
+        f"the norm statistics of these networks of {type(target).__name__} were never estimated, or with other weights; call "
+        "hypernet.update_statistics(loader) with training data",
+        stacklevel=stacklevel + 1,
+    )

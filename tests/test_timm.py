@@ -71,3 +71,45 @@ def test_the_blocks_of_a_vision_transformer_are_reached():
         first, second = hypernet.blocks
         assert torch.equal(second(first(x)), hypernet.blocks(x))
         assert not torch.equal(second(x), first(x))
+
+
+def marked(name, size, quick=False):
+    return pytest.param(name, size, marks=() if quick else pytest.mark.slow, id=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        marked("resnet10t", 64, quick=True),
+        marked("convnext_atto", 64, quick=True),
+        marked("resnet18", 64),
+        marked("inception_v4", 96, quick=True),
+        marked("convmixer_768_32", 64),
+        marked("vit_tiny_patch16_224", 224),
+        marked("efficientnet_b0", 64),
+        marked("densenet121", 64),
+        marked("mixer_s16_224", 224),
+        marked("mobilenetv3_small_050", 64),
+        marked("repvgg_a0", 64),
+        marked("regnetx_002", 64),
+    ],
+)
+def test_members_are_their_modules_bit_for_bit(name, size):
+    """In single precision too: generated weights are contiguous, so that they take the kernels that plain ones take."""
+    torch.manual_seed(0)
+    options = {
+        "members": 2,
+        "execution": "loop",
+        "generator": GeneratorConfig.compact(),
+        "structure": {"norms": {}, "output": None},
+    }
+    hypernet = Hypernet(timm.create_model(name, num_classes=10), **options)
+    x = torch.randn(3, 3, size, size)
+    hypernet.update_statistics([x])
+    hypernet.eval()
+    population = hypernet.member_population()
+    assert all(value.is_contiguous() for value in population.weights.values())
+    with torch.no_grad():
+        outputs = hypernet.run(population, x)
+        for output, module in zip(outputs, hypernet.materialize(population), strict=True):
+            assert torch.equal(output, module(x))

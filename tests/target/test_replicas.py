@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+import torchdiffeq
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -743,8 +744,6 @@ def test_two_populations_and_one_backward_pass(execution):
 
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_solvers_of_differential_equations(adjoint):
-    torchdiffeq = pytest.importorskip("torchdiffeq")
-
     class Field(nn.Module):
         def __init__(self):
             super().__init__()

@@ -72,8 +72,8 @@ class Ensemble(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Ensemble:
-        """Set the mode; attributes of the target that were changed by hand are read anew."""
-        if self.executor.replicas.refresh():
+        """Set the mode; what runs changed in the members is forgotten, and the target's attributes are read anew."""
+        if self.executor.replicas.refresh() or mode != self.training:
             self._made = None
         return super().train(mode)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,7 +242,7 @@ class Hypernet(Sampler):
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
         if not self.training and self.members.estimated < 1:
             warn_of_statistics(self.target, stacklevel=4)
-        return self.members.population(self._decode_members, itertools.chain(self.parameters(), self.buffers()))
+        return self.members.population(self._decode_members, self)
 
     def _decode_members(self) -> Population:
         return self.decode(self.members.latents, self.members.components)
@@ -262,7 +261,7 @@ class Hypernet(Sampler):
             ValueError: If there are no batches.
         """
         if population is not None:
-            population.networks = population.networks.others(population.weights)
+            population.networks.buffers = {}
             self.members.complete(self.executor, population, batches)
         elif self.executor.statistics:
             self.members.update(self.executor, self._decode_members(), batches)

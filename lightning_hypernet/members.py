@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_hypernet.population import Population, StackedTensors
 from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.replicas import version_of
 from lightning_hypernet.target.statistics import RecentInputs
 
 
@@ -41,7 +42,7 @@ class Members(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the networks."""
-        return {**self.__dict__, "recent": RecentInputs(), "_made": None, "_making": None}
+        return {**self.__dict__, "recent": RecentInputs(), "_made": None, "_source": None, "_making": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -63,20 +64,28 @@ class Members(nn.Module):
     def forget(self) -> None:
         """Let the networks go; they are made anew from the generator as it is when they are next asked for."""
         self._made: tuple[Any, Population] | None = None
+        self._source: list[tuple[Any, str]] | None = None
         self._making = threading.Lock()
 
-    def population(self, decode: Callable[[], Population], source: Iterable[Tensor]) -> Population:
+    def population(self, decode: Callable[[], Population], source: nn.Module) -> Population:
         """The networks; with gradients new ones for every call, without kept while nothing changes.
 
         What is written through ``.data`` is not seen; `forget` renews them.
 
         Args:
             decode: Makes the networks from the members' latents.
-            source: The tensors that they come from.
+            source: The module whose parameters and buffers they come from.
+
+        Returns:
+            The population of the members.
         """
         if torch.is_grad_enabled():
             return self._decoded(decode, gradients=True)
-        versions = [tensor._version for tensor in source if not tensor.is_inference()]
+        if self._source is None:
+            places = ((module._parameters, module._buffers) for module in source.modules())
+            self._source = [(place, key) for pair in places for place in pair for key in place]
+        tensors = [place[key] for place, key in self._source]
+        versions = [(id(tensor), version_of(tensor)) for tensor in tensors if tensor is not None]
         state = (torch.is_autocast_enabled(self.latents.device.type), *versions)
         made = self._made
         if made is None or made[0] != state:
@@ -89,7 +98,7 @@ class Members(nn.Module):
     def _decoded(self, decode: Callable[[], Population], gradients: bool) -> Population:
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             population = decode()
-            population.networks = population.networks.others(population.weights, self.statistics.tensors())
+            population.networks.give(self.statistics.tensors())
         return population
 
     @property
@@ -122,8 +131,7 @@ class Members(nn.Module):
             if batches is None and not self.recent:
                 warn_of_statistics(executor.target, stacklevel=4)
                 return
-            statistics = self._estimate(executor, population, batches)
-            population.networks = population.networks.others(population.weights, statistics)
+            population.networks.give(self._estimate(executor, population, batches))
 
     def _estimate(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> dict[str, Tensor]:
         inputs = self.recent if batches is None else self.recent.noting(batches, self.latents.device)

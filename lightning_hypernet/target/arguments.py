@@ -32,6 +32,7 @@ class Arguments:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], networks: int | None = None, smallest: int = 1) -> None:
         leaves, self._spec = tree_flatten((args, kwargs))
         self.sizes: list[int] | None = None
+        self._alone = False
         self.axes: list[int | None] = [None] * len(leaves)
         self._flat = (
             not kwargs and len(leaves) == len(args) and all(one is other for one, other in zip(leaves, args, strict=True))
@@ -68,16 +69,16 @@ class Arguments:
     @property
     def parts(self) -> int | None:
         """How many networks get a part; None: all get everything."""
+        if self._alone:
+            return 1
         return None if self.sizes is None else len(self.sizes)
 
-    def of(self, index: int, cloned: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of one network; clones of the tensors, if it may write to them."""
+    def of(self, index: int, change: Callable[[Any], Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one network, every leaf changed."""
         leaves = self.leaves
         if self.sizes is not None:
             leaves = [leaf if parts is None else parts[index] for leaf, parts in zip(leaves, self._parts, strict=True)]
-        if cloned:
-            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return self.restore(leaves)
+        return self.restore(leaves if change is None else [change(leaf) for leaf in leaves])
 
     def restore(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put leaves back into the structure of the call."""
@@ -123,9 +124,15 @@ class Arguments:
         return _merge(outputs, merge)
 
     def detached(self) -> Arguments:
-        """The same call, dealt out as before, without gradients."""
+        """The same call, dealt out as before, without gradients, in memory of its own."""
         other = copy.copy(self)
-        other._set([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
+        other._set([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
+        return other
+
+    def alone(self) -> Arguments:
+        """The same call, for the first network alone."""
+        other = copy.copy(self)
+        other._alone = True
         return other
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Arguments:
@@ -156,9 +163,9 @@ def _batch_axes(leaves: Sequence[Tensor], sizes: Sequence[int]) -> list[int]:
 def _average(leaves: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     if not leaves[0].is_floating_point():
         return leaves[0]
-    shares = torch.tensor(sizes, device=leaves[0].device) / sum(sizes)
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     stacked = torch.stack(list(leaves))
-    return (shares.to(stacked.dtype).view(-1, *(1,) * (stacked.ndim - 1)) * stacked).sum(0)
+    return (shares.to(stacked).view(-1, *(1,) * (stacked.ndim - 1)) * stacked).sum(0)
 
 
 def stack(outputs: Sequence[Any]) -> Any:

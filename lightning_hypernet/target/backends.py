@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_hypernet.target.arguments import Arguments
-from lightning_hypernet.target.networks import Networks
+from lightning_hypernet.target.networks import Networks, call
+from lightning_hypernet.target.state import State
 
 
 class Backend(ABC):
@@ -45,15 +45,16 @@ class Loop(Backend):
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
     ) -> list[Any]:
         """Call the target once with every network."""
-        replicas, habits = networks.replicas, networks.replicas.habits
+        replicas = networks.replicas
+        shared = replicas.shared_versions()
         count = arguments.parts or len(networks)
+        networks.hold(count)
         outputs = []
         with checkpoints_not_reentrant() if networks.recorded else nullcontext():
-            for index, replica in enumerate(networks.hold(count, habits.writes_weights)):
-                args, kwargs = arguments.of(index, cloned=habits.writes_inputs)
-                outputs.append(call(replica.module, method, args, kwargs))
-                networks.check(index)
-        replicas.check_shared()
+            for index in range(count):
+                args, kwargs = arguments.of(index, replicas.habits.input)
+                outputs.append(networks.call(index, method, args, kwargs))
+        replicas.check_shared(shared)
         return outputs
 
 
@@ -63,42 +64,49 @@ class Vmap(Backend):
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
     ) -> list[Any]:
-        """Call the target once with every network."""
+        """Call the target once with every network.
+
+        Raises:
+            RuntimeError: If vmap can't run the target, or what it does there would not be right.
+        """
         replicas, habits = networks.replicas, networks.replicas.habits
         count = arguments.parts or len(networks)
-        weights = {name: value[:count] for name, value in networks.weights.items()}
-        if habits.writes_weights:
-            weights = {name: value.clone() for name, value in weights.items()}
-        stacked = {name: value[:count] for name, value in networks.stacked_buffers(habits.changing or frozenset()).items()}
-        leaves = arguments.stacked()
-        if habits.writes_inputs:
-            leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        weights = {name: habits.weight(value[:count]) for name, value in networks.weights.items()}
+        leaves = [habits.input(leaf) for leaf in arguments.stacked()]
         structure: list[Any] = []
         (replica,) = taken = replicas.take(1)
+        watch = habits.watch
+        names = replica.own_buffers() if watch is not None else habits.changing or frozenset()
+        stacked = {name: value[:count] for name, value in networks.stacked_buffers(list(names)).items()}
+        before = {name: value.clone() for name, value in stacked.items()}
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], leaves: list[Any]) -> Any:
             replica.install(weights, buffers)
+            state = State(replica.module) if watch is not None else None
             args, kwargs = arguments.restore(leaves)
             flat, spec = tree_flatten(call(replica.module, method, args, kwargs))
-            structure[:] = [flat, spec]
+            structure[:] = [flat, spec, state is not None and (state.opaque or state.changed())]
             after = replica.buffers()
             return [leaf for leaf in flat if isinstance(leaf, Tensor)], {name: after[name] for name in buffers}
 
         axes = [None if axis is None else 0 for axis in arguments.axes]
         try:
             mapped = torch.func.vmap(one, in_dims=(0, 0, axes), randomness="different", chunk_size=chunk_size)
-            tensors, after = mapped(weights, stacked, leaves)
+            with watch or nullcontext(), torch.autograd.graph.disable_saved_tensors_hooks("it checkpoints its activations"):
+                tensors, after = mapped(weights, stacked, leaves)
+            if watch is not None:
+                watch.compare(before, {name: value.detach() for name, value in after.items()})
+                watch.keeps_state |= watch.wrote(replica.tensors)
         finally:
             replicas.give_back(taken)
-        networks.keep_buffers(
-            {
-                name: value.detach()
-                for name, value in after.items()
-                if name in habits.seen.get(replicas.run_of(method), frozenset())
-            }
-        )
+        flat, spec, keeps_state = structure
+        if keeps_state or habits.keeps_state or (watch is not None and watch.keeps_state):
+            raise RuntimeError("it keeps state of its own from one call to the next")
+        if not (habits.batchable and (watch is None or watch.batchable)):
+            raise RuntimeError("torch's vmap forgets the padding of its embeddings in the backward pass")
+        changing = watch.changed if watch is not None else habits.seen.get(replicas.run_of(method), frozenset())
+        networks.keep_buffers({name: value.detach() for name, value in after.items() if name in changing})
         columns = [column.unbind(0) for column in tensors]
-        flat, spec = structure
         outputs = []
         for index in range(count):
             row = iter([column[index] for column in columns])
@@ -107,12 +115,6 @@ class Vmap(Backend):
 
 
 BACKENDS: dict[str, Backend] = {"loop": Loop(), "vmap": Vmap()}
-
-
-def call(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a module, or a method or submodule of it by its path; a property is read."""
-    called = module if method == "forward" else operator.attrgetter(method)(module)
-    return called(*args, **kwargs) if callable(called) else called
 
 
 class _Recomputed(torch.utils.checkpoint.CheckpointFunction):

@@ -48,6 +48,10 @@ class Choices:
                     self.made[signature] = _measured(networks, arguments, method)
         return str(self.made[signature]["backend"])
 
+    def refuse(self, networks: Networks, arguments: Arguments, method: str) -> None:
+        """Take the loop for a call from now on, since vmap could not run it."""
+        self.made[signature_of(networks, arguments, method)] = {"backend": "loop", "loop": None, "vmap": None}
+
     def summary(self) -> list[str]:
         """One line for every signature: the backend, and the milliseconds that each took."""
         lines = []
@@ -61,7 +65,8 @@ def signature_of(networks: Networks, arguments: Arguments, method: str) -> str:
     """What a call is measured by: sizes are rounded up to powers of two, so that lengths that vary are not measured anew."""
     template = networks.replicas.template
     shapes = [
-        "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in leaf.shape)
+        f"{leaf.dtype} ".removeprefix("torch.")
+        + "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in leaf.shape)
         for leaf in arguments.stacked()
         if isinstance(leaf, Tensor)
     ]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """The attributes of every module that hold hooks."""
@@ -71,7 +72,7 @@ def inside(value: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(value, (list, tuple, deque)):
         yield from enumerate(value)
     elif not isinstance(value, (nn.Module, Tensor)) and not is_fixed(value) and not is_outside(value) and is_plain(value):
-        yield from vars(value).items()
+        yield from getattr(value, "__dict__", {}).items()
 
 
 class Copies:
@@ -82,69 +83,96 @@ class Copies:
 
     Args:
         root: The module.
-        kind: ``"module"`` is independent of the root. ``"template"`` hears of hooks that are registered or removed there later.
-            ``"replica"`` shares parameters and hooks as well, so that it costs its objects only.
-        substitutes: For the identities of objects what takes their place.
+        kind: ``"module"`` is independent of the root. ``"replica"`` shares parameters and the dictionaries of hooks as well, so
+            that it costs its objects only.
+        substitutes: For the identities of objects what takes their place; the copies are added.
 
     Attributes:
         module: The copy.
         pairs: Every module with its copy.
         tensors: Every tensor that is no parameter, with its copy.
         shared: Paths of what couldn't be copied.
+        kept: Identities of what couldn't be copied.
+        outside: Modules that are not the target's own, and sources of random numbers, that it refers to.
 
     Raises:
         ValueError: If the target holds a tensor that was computed from others, or a part that can't be copied at all.
     """
 
     def __init__(
-        self, root: nn.Module, kind: Literal["module", "template", "replica"], substitutes: Mapping[int, Any] | None = None
+        self,
+        root: nn.Module,
+        kind: Literal["module", "replica"],
+        substitutes: MutableMapping[int, Any] | None = None,
     ) -> None:
         self.kind = kind
         self.shared: list[str] = []
         self.tensors: list[tuple[Tensor, Tensor]] = []
-        self._memo: MutableMapping[int, Any] = dict(substitutes or {})
+        self._memo: MutableMapping[int, Any] = {} if substitutes is None else substitutes
+        self.kept: set[int] = set()
+        self.outside: list[Any] = []
         self._alive: list[Any] = []
         self.pairs: list[tuple[nn.Module, nn.Module]] = []
         for module in root.modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                self._memo[id(module)] = module
-                continue
-            twin = object.__new__(type(module))
-            self._memo[id(module)] = twin
-            self.pairs.append((module, twin))
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._memo[id(module)] = object.__new__(type(module))
+                self.pairs.append((module, self._memo[id(module)]))
+            elif id(module) not in self._memo:
+                self._memo.update({id(part): part for part in module.modules()})
+                self._memo[id(module)] = module if kind == "replica" else copy.deepcopy(module)
         paths = {id(module): path for path, module in root.named_modules()}
         with torch.inference_mode(False), torch.no_grad():
+            hooks = [(twin, self._hook_twins(module)) for module, twin in self.pairs]
             for module, twin in self.pairs:
                 self._fill(module, twin, paths[id(module)])
+            for twin, dictionaries in hooks:
+                self._hook_in(twin, dictionaries)
+                if type(twin).__name__ == "OptimizedModule" and "_orig_mod" in twin._modules:
+                    object.__setattr__(twin, "forward", twin._modules["_orig_mod"])  # what was compiled runs as it was written
         self.module: nn.Module = self._memo[id(root)]
+
+    def _hook_twins(self, module: nn.Module) -> dict[str, tuple[Any, Any]]:
+        """The dictionaries of hooks of a module with those of its copy, which may be the same."""
+        found = {}
+        for name in HOOKS if self.kind == "replica" else _CALLED:
+            value = vars(module).get(name)
+            own = type(value)() if self.kind == "module" and isinstance(value, dict) else value
+            self._memo[id(value)] = own
+            found[name] = (value, own)
+        return found
+
+    def _hook_in(self, twin: nn.Module, dictionaries: Mapping[str, tuple[Any, Any]]) -> None:
+        """Give a copy its hooks: the same, but for methods of what was copied, which become those of the copies."""
+        for name, (hooks, own) in dictionaries.items():
+            if isinstance(hooks, dict):
+                rebound = {key: _rebound(hook, self._memo) for key, hook in hooks.items()}
+                if own is not hooks:
+                    own.update(rebound)
+                elif any(rebound[key] is not hook for key, hook in hooks.items()):
+                    own = _Rebound(hooks, self._memo)
+            object.__setattr__(twin, name, own)
 
     def _fill(self, module: nn.Module, twin: nn.Module, path: str) -> None:
         computed = computed_by_hooks(module)
         for name, value in attributes_of(module):
             where = f"{path}.{name}" if path else name
             if name in HOOKS and (self.kind == "replica" or name in _CALLED):
-                object.__setattr__(twin, name, self._hooks(value))
-            elif name in computed and isinstance(value, Tensor):
+                continue
+            if name in computed and isinstance(value, Tensor):
                 object.__setattr__(twin, name, value.detach().clone())
+            elif name == "_compiled_call_impl":
+                object.__setattr__(twin, name, None)  # it calls the module that was compiled
             else:
                 object.__setattr__(twin, name, self.of(value, where))
-
-    def _hooks(self, hooks: Any) -> Any:
-        """The same hooks, but for methods of the target's modules, which become those of the copies."""
-        if not isinstance(hooks, dict):
-            return hooks
-        bound = any(_rebound(hook, self._memo) is not hook for hook in hooks.values())
-        if self.kind == "replica":
-            return _Rebound(hooks, self._memo) if bound else hooks
-        if self.kind == "template" and not bound:
-            return hooks
-        return type(hooks)((key, _rebound(hook, self._memo)) for key, hook in hooks.items())
 
     def of(self, value: Any, path: str) -> Any:
         """The copy of a value; what was met before is copied once."""
         if id(value) in self._memo:
             return self._memo[id(value)]
-        if is_fixed(value) or isinstance(value, nn.Module) or is_outside(value):
+        if isinstance(value, (nn.Module, *_RANDOM)):
+            self.outside.append(value)
+            return value
+        if is_fixed(value) or is_outside(value):
             return value
         self._alive.append(value)
         if isinstance(value, Tensor):
@@ -160,7 +188,12 @@ class Copies:
             twin = self._memo.get(id(value()))
             return value if twin is None else weakref.ref(twin)
         if isinstance(value, types.MethodType):
-            return _rebound(value, self._memo)
+            owner = self.of(value.__self__, path)
+            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if isinstance(value, RemovableHandle):
+            return self._handle(value)
+        if type(value) in (weakref.WeakKeyDictionary, weakref.WeakSet):
+            return self._weak(value, path)
         if type(value) is functools.partial:
             arguments, keywords = self.of(value.args, path), self.of(value.keywords, path)
             return functools.partial(self.of(value.func, path), *arguments, **keywords)
@@ -203,16 +236,37 @@ class Copies:
         return twin
 
     def _container(self, value: Any, path: str) -> Any:
-        if isinstance(value, set) or all_fixed(value.values() if isinstance(value, dict) else value):
+        if all_fixed(value) and (not isinstance(value, dict) or all_fixed(value.values())):
             twin = self._memo[id(value)] = copy.copy(value)
+            return twin
+        if isinstance(value, set):
+            twin = self._memo[id(value)] = set()
+            twin.update(self.of(one, path) for one in value)
             return twin
         if isinstance(value, dict):
             twin = self._memo[id(value)] = defaultdict(value.default_factory) if type(value) is defaultdict else type(value)()
             for key, one in value.items():
-                twin[self._memo.get(id(key), key)] = self.of(one, f"{path}.{key}")
+                twin[self.of(key, path)] = self.of(one, f"{path}.{key}")
             return twin
         twin = self._memo[id(value)] = deque(maxlen=value.maxlen) if isinstance(value, deque) else []
         twin.extend(self.of(one, f"{path}.{index}") for index, one in enumerate(value))
+        return twin
+
+    def _handle(self, handle: RemovableHandle) -> RemovableHandle:
+        """A handle of a hook removes it from the copy."""
+        twin = object.__new__(RemovableHandle)
+        vars(twin).update(vars(handle))
+        hooks = self._memo.get(id(handle.hooks_dict_ref()))
+        if hooks is not None:
+            twin.hooks_dict_ref = weakref.ref(hooks)
+        return twin
+
+    def _weak(self, value: Any, path: str) -> Any:
+        if isinstance(value, weakref.WeakSet):
+            return weakref.WeakSet(self._memo.get(id(one), one) for one in value)
+        twin = self._memo[id(value)] = weakref.WeakKeyDictionary()
+        for key, one in value.items():
+            twin[self._memo.get(id(key), key)] = self.of(one, path)
         return twin
 
     def _deep(self, value: Any) -> Any:
@@ -227,19 +281,20 @@ class Copies:
                     f"{path} holds a tensor that was computed from others with gradients; keep it detached"
                 ) from error
             self._memo[id(value)] = value
+            self.kept.add(id(value))
             self.shared.append(f"{path} ({type(value).__name__})")
             return value
 
 
 def computed_by_hooks(module: nn.Module) -> set[str]:
     """The attributes that old weight norm, old spectral norm and pruning compute before every call."""
-    hooks = module._forward_pre_hooks.values()
+    hooks = [one for one in module._forward_pre_hooks.values() if type(one).__module__.startswith("torch.nn.utils.")]
     return {name for hook in hooks for name in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)) if name}
 
 
 def attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     """The attributes that an object has itself, slots too."""
-    yield from vars(value).items()
+    yield from getattr(value, "__dict__", {}).items()
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

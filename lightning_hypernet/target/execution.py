@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -17,12 +19,11 @@ from lightning_hypernet.target.arguments import Arguments, stack
 from lightning_hypernet.target.backends import BACKENDS
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.copies import Copies
-from lightning_hypernet.target.habits import check_reach
+from lightning_hypernet.target.habits import Watch, check_reach
 from lightning_hypernet.target.networks import ROUND, Networks
 from lightning_hypernet.target.places import Placeholder, find_places
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
-from lightning_hypernet.target.trial import Trial
 
 ExecutionMode = Literal["auto", "loop", "vmap"]
 
@@ -49,7 +50,7 @@ class Executor:
         _refuse_scripted(target, own)
         places = find_places(target, own)
         stand_ins = {id(parameter): Placeholder(name) for name, parameter in own.items()}
-        self.target = Copies(target, "template", stand_ins).module
+        self.target = Copies(target, "module", dict(stand_ins)).module
         self.replicas = Replicas(self.target, places)
         self._clear()
         for path in {place.module for place in places}:
@@ -57,11 +58,24 @@ class Executor:
         self.statistics = Statistics(self.replicas)
         self.choices = Choices()
         self._own = {name: weakref.ref(parameter) for name, parameter in own.items()}
-        self._checked: set[Any] = set()
         self._first = threading.Lock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Executor:
+        """A copy with a target of its own, made as every copy of the target is."""
+        if id(self.target) not in memo:
+            Copies(self.target, "module", memo)
+        twin = memo[id(self)] = object.__new__(Executor)
+        twin.__setstate__({**copy.deepcopy({**vars(self), "_own": {}, "_first": None}, memo), "_own": self._own})
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the target's own parameters and locks."""
+        """What is pickled: all but the target's own parameters and locks.
+
+        Raises:
+            TypeError: If the target would be traced anew when it is loaded, which loses what is generated.
+        """
+        if any(isinstance(module, torch.fx.GraphModule) for module in self.target.modules()):
+            raise TypeError("a target of torch.fx can't be pickled without its parameters; keep state_dict() or a checkpoint")
         return {**vars(self), "_own": {}, "_first": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -75,6 +89,8 @@ class Executor:
             if place.steps[0] == "_parameters":
                 holder, key = place.holder(self.target)
                 holder[key] = None
+                if vars(self.target.get_submodule(place.module)).get(key, holder) is None:
+                    del vars(self.target.get_submodule(place.module))[key]
 
     def materialize(self, weights: Tensors, buffers: Tensors | None = None) -> nn.Module:
         """A plain copy of the target with one network's weights.
@@ -148,21 +164,20 @@ class Executor:
         Raises:
             RuntimeError: If there is none.
         """
-        output = self._run(networks.some(slice(1)), arguments, method)[0][0]
+        (output,), used = self._run(networks, arguments.alone(), method)
         if output is None:
             raise RuntimeError(
                 f"{type(self.target).__name__}.{method} returns nothing, so it is meant to change the target, which runs of "
                 "networks leave as it was; call it before the target is wrapped"
             )
-        return output
+        return _tied(output, used, 1)
 
     def _run(
         self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None = None
     ) -> tuple[list[Any], Networks]:
         """The output of every network, and the networks whose replicas a backward pass may run again."""
-        graph = torch.is_grad_enabled() and (
-            networks.recorded or any(one.requires_grad for one in (*arguments.tensors, *self.target.parameters()))
-        )
+        inputs = any(one.requires_grad for one in arguments.tensors)
+        graph = torch.is_grad_enabled() and (networks.recorded or inputs or self.replicas.trained)
         try:
             if graph or arguments.parts or len(networks) <= ROUND:
                 return self._at_once(networks, arguments, method, chunk_size)
@@ -186,40 +201,51 @@ class Executor:
     ) -> tuple[list[Any], Networks]:
         habits, run = self.replicas.habits, self.replicas.run_of(method)
         networks.follow()
-        if run not in habits.seen:
-            with self._first:
-                if run not in habits.seen:
-                    Trial(networks, arguments, method).watch()
         if habits.writes_weights and not networks.recorded:
             networks = networks.some(slice(None))  # what the target writes is gone after the call
-        outputs = self._chosen(networks, arguments, method, chunk_size)
-        if run not in self._checked:
-            tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-            check_reach(tensors, self._own)
-            if tensors:
-                self._checked.add(run)
-        return outputs, networks
+        runner = self._chosen(networks, arguments, method, chunk_size)
+        if run in habits.seen:
+            return runner(), networks
+        with self._first:
+            return (runner() if run in habits.seen else self._watched(run, networks, runner)), networks
 
-    def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> list[Any]:
-        loop = BACKENDS["loop"]
-        if self.mode == "loop" or not arguments.even:
-            return loop.run(networks, arguments, method)
-        keeps_state = self.replicas.habits.keeps_state
-        if self.mode == "auto":
-            name = "loop" if keeps_state else self.choices.of(networks, arguments, method)
-            return BACKENDS[name].run(networks, arguments, method, chunk_size)
+    def _watched(self, run: tuple[Any, ...], networks: Networks, runner: Callable[[], list[Any]]) -> list[Any]:
+        """The first run of its kind: on clones, and what it does is noted."""
+        habits = self.replicas.habits
+        habits.watch = watch = Watch(self._own)
         try:
-            if keeps_state:
-                raise RuntimeError("it keeps state of its own from one call to the next")
-            return BACKENDS[self.mode].run(networks, arguments, method, chunk_size)
+            outputs = runner()
+        finally:
+            habits.watch = None
+        check_reach([leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)], self._own)
+        habits.learn(run, watch)
+        networks.settle(habits.writes_weights)
+        return outputs
+
+    def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> Callable[[], list[Any]]:
+        habits, alone = self.replicas.habits, not arguments.even or arguments.parts == 1
+        if alone or self.mode == "loop" or (self.mode == "auto" and (habits.keeps_state or not habits.batchable)):
+            return functools.partial(BACKENDS["loop"].run, networks, arguments, method)
+        name = self.choices.of(networks, arguments, method) if self.mode == "auto" else self.mode
+        return functools.partial(self._or_loop, name, networks, arguments, method, chunk_size)
+
+    def _or_loop(self, name: str, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> list[Any]:
+        """Run networks; one after the other, if a backend can't."""
+        try:
+            return BACKENDS[name].run(networks, arguments, method, chunk_size)
         except Exception as error:
-            outputs = loop.run(networks, arguments, method)
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"{self.mode} cannot run {type(self.target).__name__}, so its networks run one after the other: {reason}",
-                stacklevel=2,
-            )
-            self.mode = "loop"
+            if name == "loop":
+                raise
+            outputs = BACKENDS["loop"].run(networks, arguments, method)
+            if self.mode == "auto":
+                self.choices.refuse(networks, arguments, method)
+            else:
+                self.mode = "loop"
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(
+                    f"{name} cannot run {type(self.target).__name__}, so its networks run one after the other: {reason}",
+                    stacklevel=2,
+                )
             return outputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.replicas import Replicas
 
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
@@ -94,6 +96,13 @@ class StandIn(nn.Module):
 
     target: nn.Module
     _facade: Facade
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy whose target is made as every copy of the target is."""
+        Copies(self.target, "module", memo)
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return twin
 
     def __getattr__(self, name: str) -> Any:
         """Fall back to the target's attribute."""

@@ -14,60 +14,109 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_hypernet.target.places import memory_of, unreachable
 
 
+class Watch(TorchDispatchMode):
+    """Within, sees every operation: which tensors are written to, views and ``.data`` too, and which parameters are read.
+
+    Args:
+        own: The target's own parameters, by name, that are generated: whoever reads them reads past the networks' weights.
+    """
+
+    def __init__(self, own: Mapping[str, weakref.ref[Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        alive = {name: reference() for name, reference in own.items()}
+        self._own = {memory_of(one): name for name, one in alive.items() if one is not None}
+        self._own.pop(None, None)
+        self._written: set[int | None] = set()
+        self.weights: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.changed: set[str] = set()
+        self.writes_weights = False
+        self.keeps_state = False
+        self.batchable = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        kwargs = kwargs or {}
+        schema = func._schema
+        for index, argument in enumerate(schema.arguments):
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            some = value if isinstance(value, (list, tuple)) else (value,)
+            memory = [memory_of(one) for one in some if isinstance(one, Tensor)]
+            read = [self._own[one] for one in memory if one in self._own]
+            if read:
+                raise unreachable(read)
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._written.update(memory)
+            if argument.name == "padding_idx" and value is not None and value >= 0:
+                self.batchable = False  # torch's batching rule forgets it in the backward pass
+        return func(*args, **kwargs)
+
+    def wrote(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of these was written to."""
+        return not self._written.isdisjoint({memory_of(tensor) for tensor in tensors} - {None})
+
+    def compare(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+        """Note the buffers that are other than before: in shape, type or numbers."""
+        for name, value in after.items():
+            was = before.get(name)
+            if was is None or was.shape != value.shape or was.dtype != value.dtype or not torch.equal(was, value):
+                self.changed.add(name)
+
+
 @dataclass
 class Habits:
     """What runs of a target were seen to do.
 
     Attributes:
-        seen: For every method, with the modes of all modules, that has run once, the buffers that it changed.
-        writes_weights: Whether one writes to weights, as clamping does and embeddings with ``max_norm``.
-        writes_inputs: Whether one writes to its inputs.
-        keeps_state: Whether one changes attributes, containers or plain objects of the target.
+        seen: For every kind of run that has been watched once the buffers that it changes.
+        late: Buffers that were seen to change later.
+        writes_weights: Whether runs write to weights, as clamping does and embeddings with ``max_norm``.
+        writes_inputs: Whether they write to their inputs.
+        keeps_state: Whether they change attributes, containers, plain objects or tensors of the target that are no buffers.
+        batchable: Whether nothing was seen that vmap would compute wrongly.
         told: Whether the user was told what can't be copied.
+        watch: What watches the present run; None: all kinds that run now have been seen.
     """
 
     seen: dict[tuple[Any, ...], frozenset[str]] = field(default_factory=dict)
+    late: frozenset[str] = frozenset()
     writes_weights: bool = False
     writes_inputs: bool = False
     keeps_state: bool = False
+    batchable: bool = True
     told: bool = False
+    watch: Watch | None = None
 
     @property
     def changing(self) -> frozenset[str] | None:
         """Names of the buffers that runs change; None before the first run."""
-        return frozenset().union(*self.seen.values()) if self.seen else None
+        return self.late.union(*self.seen.values()) if self.seen else None
 
+    def weight(self, weight: Tensor) -> Tensor:
+        """A weight as a network gets it: a clone if it may be written to."""
+        if self.watch is None and not self.writes_weights:
+            return weight
+        clone = weight.clone()
+        if self.watch is not None:
+            self.watch.weights.append(clone)
+        return clone
 
-class Writes(TorchDispatchMode):
-    """Within, notes the memory of every tensor that an operation writes to, views and ``.data`` too."""
+    def input(self, leaf: Any) -> Any:
+        """An input as a network gets it: a clone if it may be written to."""
+        if not isinstance(leaf, Tensor) or (self.watch is None and not self.writes_inputs):
+            return leaf
+        clone = leaf.clone()
+        if self.watch is not None:
+            self.watch.inputs.append(clone)
+        return clone
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._written: set[int | None] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation."""
-        kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    value = args[index] if index < len(args) else kwargs.get(argument.name)
-                    some = value if isinstance(value, (list, tuple)) else (value,)
-                    self._written.update(memory_of(one) for one in some if isinstance(one, Tensor))
-        return func(*args, **kwargs)
-
-    def to(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether any of these was written to."""
-        return not self._written.isdisjoint({memory_of(tensor) for tensor in tensors} - {None})
-
-
-def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of the tensors that are other than before: in shape, type or numbers."""
-
-    def same(one: Tensor, other: Tensor) -> bool:
-        return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))
-
-    return frozenset(name for name, value in after.items() if name not in before or not same(value, before[name]))
+    def learn(self, run: tuple[Any, ...], watch: Watch) -> None:
+        """Take over what was seen of a kind of run."""
+        self.writes_weights |= watch.writes_weights or watch.wrote(watch.weights)
+        self.writes_inputs |= watch.wrote(watch.inputs)
+        self.keeps_state |= watch.keeps_state
+        self.batchable &= watch.batchable
+        self.seen[run] = frozenset(watch.changed)
 
 
 def check_reach(outputs: Iterable[Tensor], own: Mapping[str, weakref.ref[Tensor]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -18,7 +19,8 @@ from lightning_hypernet.target.places import Place
 from lightning_hypernet.target.state import State
 
 Tensors = Mapping[str, Tensor]
-_MADE = ("_idle", "_all", "_parts", "_state", "_tracked", "_versions")
+_SMALL = 65_536
+_MADE = ("_idle", "_all", "_parts", "_state", "_tracked", "_trained", "_generation")
 
 
 def version_of(tensor: Tensor) -> int:
@@ -32,17 +34,15 @@ class Replica:
     Args:
         template: The target without its generated parameters.
         places: Where it keeps them.
-        heard: Whether hooks see its runs; those that compute its weights always do.
+        muted: Whether hooks are left out, but for those that compute its weights.
     """
 
-    def __init__(self, template: nn.Module, places: Sequence[Place], heard: bool = True) -> None:
-        copies = Copies(template, "replica")
-        self.module = copies.module
-        if not heard:
+    def __init__(self, template: nn.Module, places: Sequence[Place], muted: bool = False) -> None:
+        copies = self._copies = Copies(template, "replica")
+        self.module, self.shared, self.outside = copies.module, copies.shared, copies.outside
+        if muted:
             copies.mute()
-        self.shared = copies.shared
-        self._copies = copies
-        self.modules = [twin for _, twin in copies.pairs]
+        self.generation: object = None
         self._places = [(*place.holder(self.module), place.parameter) for place in places]
         self._empty = [(*place.holder(self.module), place.holder(template)) for place in places]
         paths = {id(module): path for path, module in self.module.named_modules()}
@@ -54,38 +54,39 @@ class Replica:
             if value is not None and id(value) in twins
         ]
         held = {id(own) for *_, own in self._tracked}
-        self._tensors: list[list[Any]] = [
-            [own, original, own._version] for original, own in copies.tensors if id(own) not in held
-        ]
+        self._tensors = [(own, original) for original, own in copies.tensors if id(own) not in held]
         self._ordinary: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
             (twin._parameters, key, module._parameters)
             for module, twin in copies.pairs
             for key, value in module._parameters.items()
             if value is not None
         ]
-        self._modes = [module.training for module in self.modules]
-        self._state = State(self.module)
+        self._modes = [module.training for module, _ in copies.pairs]
+        self._state = State(self.module, copies.kept)
+        self._versions: list[tuple[int, int]] = []
+        self._references = self._count_references()
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of a module of the target here too."""
         twin = self._copies.of(module, "")
         if name in module._buffers:
-            twin._buffers[name] = value
+            twin._buffers[name] = value.clone()
             return
-        before = dict(vars(twin))
         setattr(twin, name, self._copies.later(value, name))
-        for changed in [key for key, one in vars(twin).items() if before.get(key, self) is not one]:
-            self._state.note(twin, changed)
+        if name in vars(twin):
+            self._state.note(twin, name)
 
-    def begin(self, changing: frozenset[str] | None) -> None:
+    def begin(self, changing: frozenset[str] | None, modes: list[bool]) -> None:
         """Start as the target is now.
 
         Args:
             changing: Names of the buffers that runs change, of which the replica takes copies; None: of all.
+            modes: The modes of the target's modules.
         """
         for holder, key, origin in self._ordinary:
             holder[key] = origin[key]
-        if not self._tracked:
+        self.follow(modes)
+        if not self._tracked and not self._tensors:
             return
         with torch.inference_mode(False), torch.no_grad():
             for name, holder, key, origin, own in self._tracked:
@@ -96,6 +97,11 @@ class Replica:
                     holder[key] = own.copy_(value)
                 else:
                     holder[key] = value.clone()
+            versions = [(version_of(own), version_of(original)) for own, original in self._tensors]
+            for (own, original), now, before in zip(self._tensors, versions, self._versions or versions, strict=True):
+                if own.numel() <= _SMALL or now != before:
+                    own.copy_(original)
+            self._versions = [(version_of(own), version_of(original)) for own, original in self._tensors]
 
     def follow(self, modes: list[bool]) -> None:
         """Take over the modes of the target's modules where they have changed."""
@@ -124,9 +130,10 @@ class Replica:
         """
         for holder, key, name in self._places if weights else ():
             holder[key] = weights[name]
-        for name, holder, key, _, _ in self._tracked:
-            if name in buffers:
-                holder[key] = buffers[name]
+        if buffers:
+            for name, holder, key, _, _ in self._tracked:
+                if name in buffers:
+                    holder[key] = buffers[name]
 
     def replaced(self, weights: Tensors) -> list[str]:
         """The generated parameters in whose places something else stands now."""
@@ -136,18 +143,26 @@ class Replica:
         """The buffers, by name, as they are now."""
         return {name: holder[key] for name, holder, key, _, _ in self._tracked if holder[key] is not None}
 
-    def end(self) -> None:
-        """Take the network out, and put all state back."""
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that are neither parameters nor buffers."""
+        return [own for own, _ in self._tensors]
+
+    def end(self) -> bool:
+        """Take the network out and put all state back; whether the replica is as good as new.
+
+        It is not, and keeps its network, while something else refers to one of its modules, as an activation checkpoint does
+        that will run it again, or if it holds state that can't be followed.
+        """
+        if self._state.opaque or self._count_references() != self._references:
+            return False
         for holder, key, (template, where) in self._empty:
             holder[key] = template[where]
         self._state.restore()
-        if not self._tensors:
-            return
-        with torch.inference_mode(False), torch.no_grad():
-            for entry in self._tensors:
-                own, original, version = entry
-                if own._version != version:
-                    entry[2] = own.copy_(original)._version
+        return True
+
+    def _count_references(self) -> list[int]:
+        return [sys.getrefcount(twin) for _, twin in self._copies.pairs]
 
 
 class Replicas:
@@ -163,22 +178,10 @@ class Replicas:
     def __init__(self, template: nn.Module, places: Sequence[Place]) -> None:
         self.template = template
         self.places = list(places)
-        self.heard = True
+        self.muted = False
         self.habits = Habits()
-        self._renew()
-
-    def _renew(self) -> None:
-        self._idle: deque[Replica] = deque()
         self._all: weakref.WeakSet[Replica] = weakref.WeakSet()
-        self._parts = [one for one in self.template.modules() if not isinstance(one, torch.jit.ScriptModule)]
-        self._state: State | None = None
-        self._tracked = [
-            (f"{path}.{key}".lstrip("."), module._buffers, key)
-            for path, module in self.template.named_modules()
-            if not isinstance(module, torch.jit.ScriptModule)
-            for key in module._buffers
-        ]
-        self._versions: dict[str, int] = {}
+        self.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: no replicas."""
@@ -186,17 +189,24 @@ class Replicas:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._renew()
+        self._all = weakref.WeakSet()
+        self.clear()
 
     def clear(self) -> None:
-        """Forget all replicas: the target is another one now."""
-        self._renew()
+        """Make new replicas from now on: the target is another one."""
+        self._generation = object()
+        self._idle: deque[Replica] = deque()
+        self._state: State | None = None
+        modules = [(path, one) for path, one in self.template.named_modules() if not isinstance(one, torch.jit.ScriptModule)]
+        self._parts = [one for _, one in modules]
+        self._tracked = [(f"{path}.{key}".lstrip("."), one._buffers, key) for path, one in modules for key in one._buffers]
+        self._trained = [(one._parameters, key) for _, one in modules for key in one._parameters]
 
     def refresh(self) -> bool:
-        """Forget all replicas if the plain state of the target changed since they were made; whether it did."""
+        """Make new replicas from now on if the plain state of the target changed since they were made; whether it did."""
         stale = self._state is not None and self._state.changed()
         if stale:
-            self._renew()
+            self.clear()
         return stale
 
     @property
@@ -204,22 +214,30 @@ class Replicas:
         """The modes of the target's modules."""
         return [module.training for module in self._parts]
 
+    @property
+    def trained(self) -> bool:
+        """Whether the target has parameters of its own that are trained."""
+        parameters = [holder[key] for holder, key in self._trained]
+        return any(parameter is not None and parameter.requires_grad for parameter in parameters)
+
     def run_of(self, method: str) -> tuple[Any, ...]:
         """What tells one kind of run from another: the method, and the modes of the modules."""
         return (method, *self.modes)
 
-    def check_shared(self) -> None:
-        """See that no buffer changed that all networks share, since the first run had left it as it was."""
+    def shared_versions(self) -> dict[str, int]:
+        """How often the buffers that all networks share were written to."""
         changing = self.habits.changing or frozenset()
-        versions = {
+        return {
             name: version_of(holder[key])
             for name, holder, key in self._tracked
             if name not in changing and holder[key] is not None
         }
-        before, self._versions = self._versions, versions
-        late = [name for name, version in versions.items() if before.get(name, version) != version]
+
+    def check_shared(self, before: Mapping[str, int]) -> None:
+        """See that a run left the buffers alone that all networks share, since the first run had."""
+        late = [name for name, version in self.shared_versions().items() if before.get(name, version) != version]
         if late:
-            self.habits.seen[("late", *late)] = frozenset(late)
+            self.habits.late |= frozenset(late)
             warnings.warn(
                 f"the buffers {', '.join(late)} of {type(self.template).__name__} are changed by a run, but were not by the "
                 "first: this once all networks changed the same ones; from now on every network has its own",
@@ -228,6 +246,9 @@ class Replicas:
 
     def take(self, count: int) -> list[Replica]:
         """Some replicas, as the target is now; the caller gives them back."""
+        if len(self._idle) < count:
+            self.refresh()
+        changing = None if self.habits.watch or self.muted else self.habits.changing
         taken = []
         modes = self.modes
         for _ in range(count):
@@ -235,15 +256,15 @@ class Replicas:
                 replica = self._idle.popleft()
             except IndexError:
                 replica = self._made()
-            replica.begin(self.habits.changing)
-            replica.follow(modes)
+            replica.begin(changing, modes)
             taken.append(replica)
         return taken
 
     def _made(self) -> Replica:
         if self._state is None:
             self._state = State(self.template)
-        replica = Replica(self.template, self.places, self.heard)
+        replica = Replica(self.template, self.places, self.muted)
+        replica.generation = self._generation
         self._all.add(replica)
         if replica.shared and not self.habits.told:
             self.habits.told = True
@@ -254,16 +275,15 @@ class Replicas:
         return replica
 
     def give_back(self, replicas: Sequence[Replica]) -> None:
-        """Put replicas that nobody runs any more at the next one's disposal."""
+        """Put replicas that nobody runs any more at the next one's disposal, if they are as good as new."""
         for replica in replicas:
-            replica.end()
-            if replica in self._all:
+            if replica.end() and replica.generation is self._generation:
                 self._idle.append(replica)
 
     def aside(self) -> Replicas:
-        """Replicas that hooks don't see and that nobody else gets, for trials."""
+        """Other replicas of the same target, which hooks don't see, for trials."""
         trial = copy.copy(self)
-        trial.heard = False
+        trial.muted = True
         return trial
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
@@ -271,5 +291,7 @@ class Replicas:
         setattr(module, name, value)
         for replica in list(self._all):
             replica.set(module, name, value)
-        if self._state is not None:
+        if isinstance(getattr(type(module), name, None), property):  # it may set anything
+            self.clear()
+        elif self._state is not None and name in vars(module):
             self._state.note(module, name)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_hypernet.target.arguments import Arguments, inputs_of
-from lightning_hypernet.target.backends import call
-from lightning_hypernet.target.networks import rows_of
-from lightning_hypernet.target.replicas import Replica, Replicas, Tensors
+from lightning_hypernet.target.networks import call, rows_of
+from lightning_hypernet.target.replicas import Replicas, Tensors
 
 EXAMPLES = 2048
 
@@ -61,12 +60,9 @@ class Statistics:
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
+        modules = replicas.template.named_modules()
+        self._norms = {path: one for path, one in modules if isinstance(one, _NormBase) and one.track_running_stats}
         self.frozen = [False] * len(self._norms)
-
-    @property
-    def _norms(self) -> dict[str, nn.Module]:
-        modules = self._replicas.template.named_modules()
-        return {path: module for path, module in modules if isinstance(module, _NormBase) and module.track_running_stats}
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -105,42 +101,41 @@ class Statistics:
             ValueError: If there are no batches.
         """
         habits = self._replicas.habits
-        cloned = habits.writes_weights or not habits.seen
+        change = torch.clone if habits.writes_weights or not habits.seen else torch.detach
         networks = len(next(iter(weights.values())))
         total = {name: value.expand(networks, *value.shape).clone() for name, value in self.own().items()}
         norms = {path for path, frozen in zip(self._norms, self.frozen, strict=True) if not frozen}
         estimated = [name for name in total if name.rpartition(".")[0] in norms]
         seen = 0
-        (replica,) = taken = self._replicas.take(1)
-        try:
-            for seen, arguments in enumerate(batches, start=1):
-                for index, row in enumerate(rows_of(weights, cloned)):
-                    for name, value in self._of_one(replica, row, norms, arguments).items():
-                        if name not in estimated:
-                            continue
-                        if value.dtype.is_floating_point:
-                            total[name][index] += (value - total[name][index]) / seen
-                        else:
-                            total[name][index] = seen
-        finally:
-            self._replicas.give_back(taken)
+        for seen, arguments in enumerate(batches, start=1):
+            for index, row in enumerate(rows_of(weights, change)):
+                buffers = self._of_one(row, norms, arguments)
+                for name in estimated:
+                    if total[name].dtype.is_floating_point:
+                        total[name][index] += (buffers[name] - total[name][index]) / seen
+                    else:
+                        total[name][index] = seen
         if not seen:
             raise ValueError("no batch came to estimate norm statistics from; pass a loader that is not empty")
         return total
 
-    def _of_one(self, replica: Replica, weights: Tensors, norms: set[str], arguments: Arguments) -> dict[str, Tensor]:
-        """The statistics of one batch with one network's weights."""
-        replica.begin(None)
-        replica.install(weights, {})
-        replica.module.eval()
-        for path in norms:
-            norm = replica.module.get_submodule(path)
-            norm.training, norm.momentum = True, 1.0  # type: ignore[assignment]
-        args, kwargs = arguments.of(0, cloned=True)
-        call(replica.module, "forward", args, kwargs)
-        buffers = replica.buffers()
-        replica.end()
-        return buffers
+    def _of_one(self, weights: Tensors, norms: set[str], arguments: Arguments) -> dict[str, Tensor]:
+        """The buffers after one batch with one network's weights."""
+        (replica,) = taken = self._replicas.take(1)
+        try:
+            replica.own_buffers()
+            replica.install(weights, {})
+            for module in replica.module.modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    module.training = False
+            for path in norms:
+                norm = replica.module.get_submodule(path)
+                norm.training, norm.momentum = True, 1.0  # type: ignore[assignment]
+            args, kwargs = arguments.of(0, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+            call(replica.module, "forward", args, kwargs)
+            return {name: value.clone() for name, value in replica.buffers().items()}
+        finally:
+            self._replicas.give_back(taken)
 
 
 def _buffers_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -1,14 +1,17 @@
 """Which backend a call takes: measured beside it, once for every signature, and kept."""
 
 import copy
+import random
 import warnings
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lightning_hypernet import Hypernet
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.backends import BACKENDS
 from lightning_hypernet.target.trial import Trial
 
@@ -50,7 +53,7 @@ def ran(monkeypatch):
         original = backend.run
 
         def run(networks, *args, name=name, original=original, **kwargs):
-            if networks.replicas.heard:
+            if not networks.replicas.muted:
                 names.append(name)
             return original(networks, *args, **kwargs)
 
@@ -132,7 +135,7 @@ def test_the_choice_goes_with_the_state_and_is_told(clock):
     other(rows())
     assert len(clock.trials) == measured
     assert other.executor.choices.made == hypernet.executor.choices.made
-    line = "vmap for forward, train, gradients, 4 networks, inputs 4x2x8, torch.float64, cpu: loop 2.0 ms, vmap 1.5 ms"
+    line = "vmap for forward, train, gradients, 4 networks, inputs float64 4x2x8, torch.float64, cpu: loop 2.0 ms, vmap 1.5 ms"
     assert line in other.summary()
 
 
@@ -182,3 +185,64 @@ def test_both_give_the_same_numbers_with_statistics_that_last():
         found.append([*calls, *(parameter.grad for parameter in hypernet.generator.parameters())])
     assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(*found, strict=True))
     assert not torch.allclose(found[0][0], found[0][3])
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_a_trial_runs_forward_and_backward_and_nobody_sees_it(name):
+    backward = []
+
+    class Counted(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, gradient):
+            backward.append(1)
+            return gradient * 2
+
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            noise = torch.rand(()) + random.random() + np.random.rand()
+            return Counted.apply(self.layer(x)) + noise
+
+    hypernet = Hypernet(Drawing().double(), samples=4, execution="loop")
+    with hypernet.step():
+        hypernet(rows())
+        networks = hypernet.population.networks
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+        assert Trial(networks, Arguments((rows(),), {}, 4), "forward").seconds(name) > 0
+    assert backward
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+def test_a_call_that_vmap_cannot_run_goes_to_the_loop_from_then_on(clock, ran):
+    class Flagged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x, flag=False):
+            y = self.layer(x)
+            return y * (1.0 if flag and y.sum().item() > -1e9 else 1.0)
+
+    hypernet = Hypernet(Flagged().double(), samples=4)
+    hypernet(rows())
+    assert ran == ["vmap"]
+    hypernet(rows(), flag=True)
+    assert ran == ["vmap", "vmap", "loop"]
+    hypernet(rows(), flag=True)
+    assert ran[-1] == "loop"
+    assert len(ran) == 4

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import pickle
 import threading
 import weakref
@@ -16,9 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.target.backends import BACKENDS
 from lightning_hypernet.target.networks import ROUND
-from tests.targets import KINDS, leaves
+from tests.targets import KINDS
 
 
 def double(target, **options):
@@ -38,16 +36,6 @@ def same_gradients(one, other):
     for name, value in one.items():
         assert torch.allclose(value, other[name], rtol=1e-9, atol=1e-12), name
     assert any(value.abs().sum() > 0 for value in one.values())
-
-
-def check_members(hypernet, *inputs):
-    """Members are what their materialized modules are."""
-    hypernet.eval()
-    population = hypernet.member_population()
-    outputs = hypernet.run(population, *inputs)
-    for index, module in enumerate(hypernet.materialize(population)):
-        for ours, theirs in zip(leaves(outputs), leaves(module(*inputs)), strict=True):
-            assert torch.equal(ours[index], theirs)
 
 
 # Threads
@@ -246,7 +234,7 @@ class Counted(dict):
 
 def test_a_large_vocabulary_is_not_gone_through_each_step():
     target = nn.Linear(4, 2)
-    target.vocabulary = Counted({f"word {index}": index for index in range(5000)})
+    target.vocabulary = Counted({f"word {index}": index for index in range(100_000)})
     hypernet = double(target)
     for _ in range(2):
         hypernet(rows()).sum().backward()
@@ -298,10 +286,12 @@ def test_hooks_are_shared_with_what_they_belong_to():
     other = hypernet[0].register_forward_hook(late.note)
     hypernet(rows())
     assert (len(early.seen), len(late.seen)) == (6, 3)
-    handle.remove()
     other.remove()
+    handle.remove()  # of the module that was wrapped, of which the Hypernet has a copy
     hypernet(rows())
-    assert (len(early.seen), len(late.seen)) == (6, 3)
+    assert (len(early.seen), len(late.seen)) == (9, 3)
+    target(rows())
+    assert (len(early.seen), len(late.seen)) == (9, 3)
 
 
 class Hooked(nn.Module):
@@ -791,13 +781,14 @@ def test_replicas_are_made_when_they_are_needed_and_as_many_as_run_at_once():
     replicas = hypernet.executor.replicas
     assert len(replicas._all) == 0
     ensemble = hypernet.ensemble(3 * ROUND + 5)
+    x = torch.randn(2, 4)
     with torch.no_grad():
-        outputs = ensemble.members(torch.randn(2, 4))
+        outputs = ensemble.members(x)
     assert outputs.shape == (3 * ROUND + 5, 2, 2)
     assert len(ensemble.executor.replicas._all) <= ROUND
     assert len(replicas._all) == 0
     for output, module in zip(outputs, ensemble.materialize(), strict=True):
-        assert output.shape == module(torch.randn(2, 4)).shape
+        assert torch.equal(output, module(x))
 
 
 def test_replicas_are_neither_copied_nor_pickled():
@@ -811,14 +802,6 @@ def test_replicas_are_neither_copied_nor_pickled():
         with torch.no_grad():
             torch.manual_seed(0)
             assert other(x).shape == (8, 2)
-
-
-def test_what_is_saved_holds_no_replicas():
-    hypernet = Hypernet(nn.Linear(4, 2), execution="loop")
-    hypernet(torch.randn(8, 4))
-    buffer = io.BytesIO()
-    torch.save(hypernet.state_dict(), buffer)
-    assert not [name for name in hypernet.state_dict() if "replica" in name]
 
 
 def test_the_target_is_untouched_by_a_run_that_raises():
@@ -846,24 +829,3 @@ def _dealt(x, parts):
     from lightning_hypernet.target.arguments import Arguments
 
     return Arguments((x,), {}, parts)
-
-
-@pytest.mark.parametrize("name", list(BACKENDS))
-def test_random_numbers_of_trials_are_drawn_again(name):
-    """What a target does is watched beside the first run, and what is faster is measured there: nobody sees it."""
-    recorder = Recorder()
-    draws = []
-    for execution in (name, "auto"):
-        target = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)).double()
-        torch.manual_seed(0)
-        target[0].register_forward_hook(recorder.note)
-        hypernet = Hypernet(target, samples=3, execution=execution)
-        recorder.seen.clear()
-        x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        torch.manual_seed(2)
-        hypernet(x)
-        assert len(recorder.seen) == (3 if name == "loop" or (len(draws) == 1 and len(recorder.seen) == 3) else 1)
-        draws.append(torch.rand(()).item())
-        assert torch.equal(hypernet.target[2].running_mean, torch.zeros(4).double())
-    torch.manual_seed(2)
-    assert draws[0] == draws[1]

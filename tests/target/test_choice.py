@@ -236,7 +236,7 @@ def test_a_call_that_vmap_cannot_run_goes_to_the_loop_from_then_on(clock, ran):
 
         def forward(self, x, flag=False):
             y = self.layer(x)
-            return y * (1.0 if flag and y.sum().item() > -1e9 else 1.0)
+            return y * y.sum().item() if flag else y
 
     hypernet = Hypernet(Flagged().double(), samples=4)
     hypernet(rows())

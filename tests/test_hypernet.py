@@ -142,7 +142,7 @@ def test_attributes_and_methods_of_the_target():
         def forward(self, x):
             return self.features(x).relu()
 
-    hypernet = Hypernet(Model(), samples=2).train()
+    hypernet = Hypernet(Model(), samples=2, execution="loop").train()
     x = torch.randn(4, 4)
     assert hypernet.size == 5
     assert hypernet.inner.in_features == 4
@@ -291,7 +291,7 @@ def test_items_of_containers_run_with_generated_weights():
                 x = layer(x)
             return self.heads["one"](x)
 
-    hypernet = Hypernet(Model(), samples=2).train()
+    hypernet = Hypernet(Model(), samples=2, execution="loop").train()
     x = torch.randn(4, 4)
     with hypernet.step():
         y = x
@@ -333,7 +333,7 @@ class Scaled(nn.Sequential):
 
 
 def test_a_target_that_is_a_container_has_its_items():
-    hypernet = Hypernet(Scaled(), samples=2).train()
+    hypernet = Hypernet(Scaled(), samples=2, execution="loop").train()
     x = torch.randn(4, 4)
     with hypernet.step():
         first, _, last = hypernet

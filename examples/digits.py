@@ -139,8 +139,8 @@ def draw(callback: HypernetCallback, accuracies: Tensor, lines: dict[str, float]
     population = callback.hypernet.sample(400)
     points = PCA(2).fit_transform(population.gauged.detach().numpy())
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    for component in population.components.unique().tolist():
-        chosen = (population.components == component).numpy()
+    for component in population.latents.component.unique().tolist():
+        chosen = (population.latents.component == component).numpy()
         axes.scatter(*points[chosen].T, s=12, alpha=0.7, label=f"component {component}")
     axes.set(xlabel="first principal component", ylabel="second principal component", title="400 sampled networks, all weights")
     figure.legend(loc="outside right upper")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import inspect
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,8 @@ from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
+from lightning_hypernet.sampler import plain_options
+from lightning_hypernet.training_step import TrainingStep, call_step, loss_of, manual_step, targets_of
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Base = pl.Callback
@@ -31,7 +31,6 @@ else:
 
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-_TARGET_KEYS = ("targets", "target", "labels", "label", "y")
 
 
 class HypernetCallback(_Base):
@@ -45,12 +44,15 @@ class HypernetCallback(_Base):
     Args:
         target: Path of the module, such as ``"model"`` or ``"net.backbone"``; ``"."`` is the LightningModule's own forward.
         diversity: Name of a diversity loss or several; or for every name its weight, or its arguments with a ``weight``.
+        preset: A whole way of working by its name, ``"deep_ensemble"``, ``"one_family"`` or one of a plug-in: options of this
+            callback, which those given beside it change where they are not the default.
+        context: Gives the condition of the networks that train on a batch, ``(context_dim,)`` or ``(samples, context_dim)``.
         plugins: Plug-ins beside the installed ones.
         hypernet_options: Arguments of `Hypernet`.
 
     Raises:
         TypeError: If an option is none of Hypernet's.
-        ValueError: If a diversity loss is unknown.
+        ValueError: If a diversity loss, a preset or another name is unknown.
 
     Example:
         >>> from pytorch_lightning.demos.boring_classes import BoringModel
@@ -69,9 +71,17 @@ class HypernetCallback(_Base):
         target: str = "model",
         diversity: str | Sequence[str] | Mapping[str, float | Mapping[str, Any]] | None = None,
         plugins: Sequence[object] = (),
+        preset: str | None = None,
+        context: Callable[[Any], Tensor] | None = None,
         **hypernet_options: Any,
     ) -> None:
         super().__init__()
+        if preset is not None:
+            options = dict(Plugins(plugins).presets.find(preset))
+            diversity = options.pop("diversity", None) if diversity is None else diversity
+            defaults = {name: one.default for name, one in inspect.signature(Hypernet).parameters.items()}
+            given = {name: value for name, value in hypernet_options.items() if value != defaults.get(name)}
+            hypernet_options = {**hypernet_options, **options, **given}
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
         unknown = sorted(set(hypernet_options) - set(known))
         if unknown:
@@ -79,6 +89,7 @@ class HypernetCallback(_Base):
         self.target = target
         self.plugins = tuple(plugins)
         self.hypernet_options = hypernet_options
+        self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
         self._step: Callable[..., Any] | None = None
@@ -133,7 +144,7 @@ class HypernetCallback(_Base):
 
     def _take_over(self, hypernet: Hypernet) -> None:
         """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
-        different = differences(hypernet.options, self.hypernet_options)
+        different = differences(hypernet.options, plain_options(self.hypernet_options, Plugins(self.plugins)))
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()
@@ -189,7 +200,7 @@ class HypernetCallback(_Base):
                 stacklevel=2,
             )
         self._step = vars(pl_module).get("training_step")
-        pl_module.training_step = _TrainingStep(self, pl_module, pl_module.training_step)  # type: ignore[method-assign]
+        pl_module.training_step = TrainingStep(self._around, pl_module, pl_module.training_step)  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew, for use without the trainer."""
@@ -204,7 +215,7 @@ class HypernetCallback(_Base):
         self._unwrap(pl_module)
 
     def _unwrap(self, pl_module: pl.LightningModule) -> None:
-        if isinstance(vars(pl_module).get("training_step"), _TrainingStep):
+        if isinstance(vars(pl_module).get("training_step"), TrainingStep):
             del pl_module.training_step
             if self._step is not None:
                 pl_module.training_step = self._step  # type: ignore[method-assign]
@@ -216,18 +227,21 @@ class HypernetCallback(_Base):
         hypernet, diversity = self.hypernet, self.hypernet.diversity
         assert isinstance(diversity, WeightedDiversity)
         if not pl_module.automatic_optimization:
-            return _manual(hypernet, diversity, original, *args, **kwargs)
-        with hypernet.step():
-            result = _call(original, self.target, *args, **kwargs)
+            if self.context is not None:
+                raise RuntimeError("under manual optimization open hypernet.step(context=...) yourself; leave out context=")
+            return manual_step(hypernet, diversity, original, *args, **kwargs)
+        batch = args[0] if args else next(iter(kwargs.values()), None)
+        with hypernet.step(None if self.context is None else self.context(batch)):
+            result = call_step(original, self.target, *args, **kwargs)
             if result is None:
                 return None
-            loss = _loss(result)
+            loss = loss_of(result)
             if hypernet.population is None:
                 raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
             self._drawn = hypernet.population
             if diversity.losses:
                 if hypernet.population.targets is None:
-                    hypernet.population.targets = _targets(args[0] if args else next(iter(kwargs.values()), None))
+                    hypernet.population.targets = targets_of(batch)
                 values = diversity(hypernet.population)
                 loss = loss + diversity.total(values)
                 for name, value in values.items():
@@ -273,43 +287,14 @@ class HypernetCallback(_Base):
             self.hypernet.update_statistics()
             state = self.hypernet.state_dict()
             checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
-        write(checkpoint, self.target, prefix, self.hypernet.options)
-
-
-class _TrainingStep:
-    """Takes the place of a LightningModule's `training_step` while it is fitted; copies of the module have their own step back.
-
-    Args:
-        callback: What goes around the step.
-        pl_module: The LightningModule.
-        original: Its step.
-    """
-
-    def __init__(self, callback: HypernetCallback, pl_module: pl.LightningModule, original: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, original)
-        self._callback, self._pl_module, self._original = callback, pl_module, original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the step."""
-        return self._callback._around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _own_step(memo.get(id(self._pl_module), self._pl_module))
-
-    def __reduce__(self) -> Any:
-        return _own_step, (self._pl_module,)
-
-
-def _own_step(pl_module: pl.LightningModule) -> Any:
-    """The `training_step` of a module's class."""
-    return types.MethodType(type(pl_module).training_step, pl_module)
+        write(checkpoint, self.target, prefix, self.hypernet.options, self.hypernet.needs)
 
 
 def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
     if diversity.losses:
         with torch.no_grad():
-            diversity.prepare(hypernet.decode(hypernet.members.latents[:2], hypernet.members.components[:2]))
-    hypernet.diversity = diversity.to(hypernet.members.latents.device)
+            diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
+    hypernet.diversity = diversity.to(hypernet.members.device)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
@@ -344,44 +329,3 @@ def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
             f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target "
             "that holds both, or '.'"
         )
-
-
-def _call(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return step(*args, **kwargs)
-    except (TypeError, AttributeError) as error:
-        if target != "." or "NoneType" not in str(error):
-            raise
-        raise RuntimeError(
-            "training_step calls a part of the module whose weights are generated for self(...) alone; call self(...), or set "
-            "the callback's target to that part"
-        ) from error
-
-
-def _manual(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    hypernet.diversity_read = False
-    try:
-        result = step(*args, **kwargs)
-    finally:
-        hypernet.population = None
-    if diversity.losses and not hypernet.diversity_read:
-        raise RuntimeError(
-            "under manual optimization the diversity losses can't be added for you; add hypernet.diversity_loss() of the "
-            "target to the loss in training_step"
-        )
-    return result
-
-
-def _loss(result: Any) -> Tensor:
-    loss = result.get("loss") if isinstance(result, Mapping) else result
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {type(result).__name__}")
-    if loss.isnan().any():
-        raise ValueError("the loss that training_step returns is NaN; lower the learning rate or clip gradients")
-    return loss
-
-
-def _targets(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return next((batch[key] for key in _TARGET_KEYS if key in batch), None)
-    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_hypernet.generator import GeneratorConfig
-
 FORMAT = 1
 _KEY = "hypernet"
-_COMPARED = ("latent_dim", "components", "samples", "members", "prior", "generator", "gauge", "execution", "reduce")
-
-
-def config_of(generator: GeneratorConfig | Mapping[str, Any] | None) -> GeneratorConfig:
-    """The configuration that an argument stands for."""
-    return GeneratorConfig(**generator) if isinstance(generator, Mapping) else generator or GeneratorConfig()
+_NAMED = ("prior", "gauge", "execution", "distribution")
 
 
 def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a Hypernet in plain values, as checkpoints and YAML hold them."""
-    plain = dict(options)
-    for name, unnamed in (("prior", None), ("gauge", "none")):
-        if name in plain and not isinstance(plain[name], str):
-            plain[name] = unnamed
-    if "generator" in plain:
-        plain["generator"] = dataclasses.asdict(config_of(plain["generator"]))
-    if dataclasses.is_dataclass(plain.get("structure")):
-        plain["structure"] = dataclasses.asdict(plain["structure"])
-    return {name: _plain(value) for name, value in plain.items()}
+    """Arguments of a Hypernet in plain values, as checkpoints and YAML hold them; None for an object that has no name."""
+    return {name: _plain(value) for name, value in options.items()}
 
 
 def differences(built: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Which arguments that are asked for are others than those built with, in words; patterns and inputs aside."""
-    wanted = recorded({name: asked[name] for name in _COMPARED if name in asked})
-    return [f"{name}={built[name]!r}, not {value!r}" for name, value in wanted.items() if value != built[name]]
+    """Which arguments, in plain values, that are asked for are others than those built with, in words."""
+    return [f"{name}={built[name]!r}, not {value!r}" for name, value in asked.items() if value != built[name]]
 
 
-def write(checkpoint: dict[str, Any], target: str, prefix: str, options: Mapping[str, Any]) -> None:
+def write(
+    checkpoint: dict[str, Any], target: str, prefix: str, options: Mapping[str, Any], plugins: Sequence[str] = ()
+) -> None:
     """Store the recipe of a Hypernet in a Lightning checkpoint.
 
     Args:
@@ -49,11 +35,26 @@ def write(checkpoint: dict[str, Any], target: str, prefix: str, options: Mapping
         target: Path of the target in the LightningModule.
         prefix: What the names of the Hypernet's tensors begin with.
         options: What it was built with.
+        plugins: Names of the plug-ins that brought some of it.
+
+    Raises:
+        ValueError: If a part of it was given as an object without a name, which nobody could find again.
     """
-    checkpoint.setdefault(_KEY, {})[target] = {"format": FORMAT, "prefix": prefix, "options": dict(options)}
+    unnamed = [name for name in _NAMED if options[name] is None]
+    if unnamed:
+        raise ValueError(
+            f"the {' and the '.join(unnamed)} of the target {target!r} can't be stored: given as an object, it has no name to "
+            "be found by again; register it with a plug-in and choose it by its name"
+        )
+    checkpoint.setdefault(_KEY, {})[target] = {
+        "format": FORMAT,
+        "prefix": prefix,
+        "options": dict(options),
+        "plugins": list(plugins),
+    }
 
 
-def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """Read a Hypernet's recipe and tensors from a Lightning checkpoint.
 
     Args:
@@ -61,10 +62,10 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         name: The callback's `target`, if there were several.
 
     Returns:
-        The options, and the state dict without diversity losses.
+        The options, the state dict without diversity losses, and the names of the plug-ins that are needed.
 
     Raises:
-        ValueError: If the checkpoint holds no such Hypernet or has an unknown format, or its prior was a distribution object.
+        ValueError: If the checkpoint holds no such Hypernet or has an unknown format.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     recipes = checkpoint.get(_KEY, {})
@@ -78,19 +79,21 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         raise ValueError(
             f"{path} has the format {recipe.get('format')!r}, not {FORMAT}; read it with the version that wrote it"
         )
-    if recipe["options"]["prior"] is None:
-        raise ValueError(f"the prior in {path} was a distribution object; build the Hypernet and load its state dict")
     prefix = recipe["prefix"]
     state = {
         key.removeprefix(prefix): value
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
     }
-    return recipe["options"], state
+    return recipe["options"], state, recipe["plugins"]
 
 
 def _plain(value: Any) -> Any:
-    """Lists in place of tuples, all the way down."""
+    """Mappings and lists of plain values; None for any other object."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, (str, bool, int, float)) else None

@@ -6,7 +6,7 @@ import copy
 import importlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_hypernet.population import StackedTensors
+from lightning_hypernet.generator.latents import Latents
+from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
@@ -33,21 +35,16 @@ class Ensemble(nn.Module):
         executor: Runs the target; the ensemble owns it.
         weights: ``{name: (members, *shape)}`` for every generated parameter.
         statistics: ``{name: (members, *shape)}``, the norm statistics of every member; empty: the target's own.
-        latents: ``(members, latent_dim)``, where the members came from.
-        components: ``(members,)``, which component of the prior each belongs to.
+        latents: What the members were generated from.
         reduce: How their outputs are joined: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None.
     """
-
-    latents: Tensor
-    components: Tensor
 
     def __init__(
         self,
         executor: Executor,
         weights: Mapping[str, Tensor],
         statistics: Mapping[str, Tensor],
-        latents: Tensor,
-        components: Tensor,
+        latents: Latents,
         reduce: Reduction = "mean",
     ) -> None:
         super().__init__()
@@ -57,8 +54,7 @@ class Ensemble(nn.Module):
         with torch.inference_mode(False):
             self.weights = StackedTensors({name: value.detach().clone() for name, value in weights.items()})
             self.statistics = StackedTensors({name: value.detach().clone() for name, value in statistics.items()})
-            self.register_buffer("latents", latents.detach().clone())
-            self.register_buffer("components", components.clone())
+            self.stored = StoredLatents(latents)
         self._made: tuple[Any, Networks] | None = None
         self.eval()
 
@@ -88,7 +84,12 @@ class Ensemble(nn.Module):
         return made[1]
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.stored.z)
+
+    @property
+    def latents(self) -> Latents:
+        """What the members were generated from."""
+        return self.stored.latents()
 
     def __getitem__(self, index: slice) -> Ensemble:
         """Some of the members, as an ensemble with a copy of the target."""
@@ -101,7 +102,6 @@ class Ensemble(nn.Module):
             {name: value[index] for name, value in self.weights.tensors().items()},
             {name: value[index] for name, value in self.statistics.tensors().items()},
             self.latents[index],
-            self.components[index],
             self.reduce,
         )
 
@@ -130,7 +130,7 @@ class Ensemble(nn.Module):
 
     def _estimate(self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None) -> dict[str, Tensor]:
         some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
-        return self.executor.statistics.estimate(weights, inputs_of(some, self.latents.device))
+        return self.executor.statistics.estimate(weights, inputs_of(some, self.stored.z.device))
 
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
@@ -153,7 +153,7 @@ class Ensemble(nn.Module):
         Raises:
             ValueError: If the target needs a loader and none is given.
         """
-        if len(self.components.unique()) > 1:
+        if len(self.latents.component.unique()) > 1:
             warnings.warn(
                 "the members belong to several components of the prior, whose weights do not average well; "
                 "draw them from one, as in hypernet.ensemble(n, component=0)",
@@ -185,7 +185,7 @@ class Ensemble(nn.Module):
             "format": 1,
             "members": len(self),
             "reduce": self.reduce,
-            "execution": self.executor.mode,
+            "execution": self.executor.choice,
             "choices": self.executor.choices.made,
             "frozen": self.executor.statistics.frozen,
             "aliases": self.executor.aliases,
@@ -194,13 +194,14 @@ class Ensemble(nn.Module):
         (folder / _RECIPE).write_text(json.dumps(content, indent=2))
 
     @classmethod
-    def load(cls, folder: str | Path, target: nn.Module | None = None) -> Ensemble:
+    def load(cls, folder: str | Path, target: nn.Module | None = None, plugins: Sequence[object] = ()) -> Ensemble:
         """Load what `save` stored.
 
         Args:
             folder: The folder.
             target: A module built like the target; its weights do not matter. None: it is built from the recipe, which may name
                 `timm.create_model` or a class of modules.
+            plugins: Plug-ins beside the installed ones, if one of them brought the backend.
 
         Raises:
             ValueError: If there is neither a target nor a recipe, or the tensors do not fit the target.
@@ -224,7 +225,8 @@ class Ensemble(nn.Module):
         ]
         if problems:
             raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
-        executor = Executor(target, content["aliases"], content["execution"])
+        execution = content["execution"]
+        executor = Executor(target, content["aliases"], Plugins(plugins).backend(execution), execution)
         executor.statistics.frozen = content["frozen"]
         executor.choices = Choices(content["choices"])
         executor.target.load_state_dict(groups["target"])
@@ -232,8 +234,7 @@ class Ensemble(nn.Module):
             executor,
             groups["weights"],
             groups["statistics"],
-            tensors["latents"],
-            tensors["components"],
+            Latents(tensors["stored.z"], tensors["stored.component"].long(), tensors["stored.context"]),
             content["reduce"],
         )
 

@@ -6,23 +6,24 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_hypernet import checkpoint
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.generator import GeneratorConfig
+from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members, warn_of_statistics
+from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.summary import summarize
-from lightning_hypernet.symmetry.gauge import Gauge, GaugeName
+from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.target.arguments import Arguments, Reduction, reduce_outputs
-from lightning_hypernet.target.execution import ExecutionMode
 from lightning_hypernet.target.facade import Facade, PartCalls
 from lightning_hypernet.target.filters import Structure
 
@@ -48,25 +49,32 @@ class Hypernet(Sampler):
             is one. With them the graph of the target shows which norm layer scales which filters, and which layer is the last;
             without, the order of the modules.
         latent_dim: Numbers in z.
-        prior: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
+        context_dim: Numbers in the condition of a network, which the generator reads beside z; 0: there are no conditions.
+        prior: Name of the prior, or a mapping with its ``name`` and options: ``"normal"``, ``"uniform"`` on [-1, 1],
+            ``"mixture"``, a normal distribution for every component, trained, or ``"torch"``, a distribution of torch; or a
+            `Prior`, or a distribution of single numbers or of vectors of `latent_dim`.
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training what each has of its own gets its gradient times this number, so that the target's learning
             rate fits.
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
-        generator: What the generator is made of, as a `GeneratorConfig` or the mapping of its fields.
+        distribution: Name of the weight distribution, or a mapping with its ``name`` and options.
+        generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"pretrained"``,
+            ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields of
+            `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.
         generate: Glob patterns over parameter names; what is left stays an ordinary parameter.
         exclude: Glob patterns of parameters that are not generated after all.
-        gauge: What weight-space diversity losses see: ``"auto"`` and ``"scale"`` fix the scale of every channel group that the
-            graph of the target shows, ``"softmax"`` also the shift of the logits, ``"permutation"`` also the order of channels,
-            ``"none"`` nothing; or a `Gauge`. A target
-            that can't be exported has no gauge and warns under ``"auto"``, and is an error otherwise. The graph is read once,
-            from the example inputs or the first batch.
-        execution: ``"auto"``, ``"loop"`` or ``"vmap"``.
+        gauge: Name of the gauge through which weight-space diversity losses see weights, or a mapping with its ``name`` and
+            options, or a `Gauge`: ``"auto"`` and ``"scale"`` fix the scale of every channel group that the graph of the target
+            shows, ``"softmax"`` also the shift of the logits, ``"permutation"`` also the order of channels, ``"none"`` nothing.
+            A target that can't be exported has no gauge and warns under ``"auto"``, and is an error otherwise. The graph is
+            read once, from the example inputs or the first batch.
+        execution: Name of the backend that runs the networks, or a mapping with its ``name`` and options: ``"loop"``,
+            ``"vmap"``, or ``"auto"``, whichever of the two is faster.
         reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
             ``(members, batch, ...)``.
         plugins: Plug-ins beside the installed ones.
-        structure: Which norm layer scales which filters and which layer is the last, as checkpoints keep it; None: it is read.
+        structure: What the graph shows of filters, as checkpoints keep it; None: it is read.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches nothing or there is nothing to generate.
@@ -84,41 +92,34 @@ class Hypernet(Sampler):
         target: nn.Module,
         example_inputs: Tensor | tuple[Any, ...] | None = None,
         latent_dim: int = 64,
-        prior: Literal["normal", "uniform"] | torch.distributions.Distribution = "normal",
+        context_dim: int = 0,
+        prior: str | Mapping[str, Any] | Prior | Distribution = "normal",
         components: int = 1,
         samples: int = 8,
         members: int = 10,
-        generator: GeneratorConfig | Mapping[str, Any] | None = None,
+        distribution: str | Mapping[str, Any] = "generator",
+        generator: str | Mapping[str, Any] | GeneratorConfig | None = None,
         generate: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
-        gauge: GaugeName | Gauge = "auto",
-        execution: ExecutionMode = "auto",
+        gauge: str | Mapping[str, Any] | Gauge = "auto",
+        execution: str | Mapping[str, Any] = "auto",
         reduce: Reduction = "mean",
         plugins: Sequence[object] = (),
         structure: Structure | Mapping[str, Any] | None = None,
     ) -> None:
         _check(target, reduce, latent_dim=latent_dim, components=components, samples=samples, members=members)
         super().__init__(
-            target,
-            example_inputs,
-            latent_dim,
-            prior,
-            components,
-            generator,
-            generate,
-            exclude,
-            gauge,
-            execution,
-            plugins,
-            structure,
-        )
+            target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
+            distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
+            execution=execution, plugins=plugins, structure=structure,
+        )  # fmt: skip
         self.samples, self.reduce = samples, reduce
         self.options |= {"samples": samples, "members": members, "reduce": reduce}
         self.diversity: nn.Module | None = None
         self.diversity_read = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._leave_step()
-        self.members = Members(*self.draw(members), self.executor.statistics.own())
+        self.members = Members(self.draw(members), context_dim, self.executor.statistics.own())
         self.training = target.training
         self.generator.train(target.training)
         names = [name for group in self.banks.aliases.values() for name in group]
@@ -128,11 +129,14 @@ class Hypernet(Sampler):
         """Be outside of any step, with nothing drawn."""
         self.population: Population | None = None
         self._steps = 0
+        self._context: Tensor | None = None
         self._calls = PartCalls()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("population", "_steps", "_calls")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("population", "_steps", "_context", "_calls")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -171,18 +175,21 @@ class Hypernet(Sampler):
         self.members.complete(self.executor, population)
         return self.executor.materialize_all(population.weights, population.buffers)
 
-    def ensemble(self, n: int, component: int | None = None) -> Ensemble:
+    def ensemble(self, n: int, component: int | None = None, context: Tensor | None = None) -> Ensemble:
         """Draw a fixed set of networks, as a module of its own; arguments as in `sample`."""
-        population = self.sample(n, component)
+        population = self.sample(n, component, context)
         self.members.complete(self.executor, population)
-        return Ensemble(
-            copy.deepcopy(self.executor),
-            population.weights,
-            population.buffers,
-            population.latents,
-            population.components,
-            self.reduce,
-        )
+        executor = copy.deepcopy(self.executor)
+        return Ensemble(executor, population.weights, population.buffers, population.latents, self.reduce)
+
+    @property
+    def member_context(self) -> Tensor:
+        """The condition of every member, ``(members, context_dim)``; write to it, ``(context_dim,)`` for all."""
+        return self.members.stored.context
+
+    @member_context.setter
+    def member_context(self, context: Tensor) -> None:
+        self.members.set_context(context)
 
     # As a module in place of the target
 
@@ -222,21 +229,26 @@ class Hypernet(Sampler):
         if not self._steps or self.population is None:
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
-                self.population = self.populate(*self.draw(self.samples), own_gradient=self.components)
+                self.population = self.populate(self.draw(self.samples, context=self._context))
         return self.population
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Within, every training call uses the same networks; afterwards, at the end of the outermost, they are released."""
+    def step(self, context: Tensor | None = None) -> Iterator[None]:
+        """Within, every training call uses the same networks; afterwards, at the end of the outermost, they are released.
+
+        Args:
+            context: The condition of all networks, ``(context_dim,)``, or of each, ``(samples, context_dim)``; None: zeros, or
+                that of the step around this one.
+        """
         if not self._steps:
-            self.population = None
+            self.population, self._context = None, context
         self._steps += 1
         try:
             yield
         finally:
             self._steps -= 1
             if not self._steps:
-                self.population = None
+                self.population = self._context = None
 
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
@@ -245,7 +257,7 @@ class Hypernet(Sampler):
         return self.members.population(self._decode_members, self)
 
     def _decode_members(self) -> Population:
-        return self.decode(self.members.latents, self.members.components)
+        return self.decode(self.members.latents)
 
     def update_statistics(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
@@ -303,9 +315,14 @@ class Hypernet(Sampler):
             changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
 
         Raises:
-            ValueError: If the checkpoint holds no such Hypernet, or its prior was a distribution object.
+            ValueError: If the checkpoint holds no such Hypernet, or needs a plug-in that is not there.
         """
-        options, state = checkpoint.read(path, name)
+        options, state, needs = checkpoint.read(path, name)
+        missing = Plugins(plugins).missing(needs)
+        if missing:
+            raise ValueError(
+                f"{path} needs the plug-in {' and the plug-in '.join(missing)}: install the package, or pass plugins=[...]"
+            )
         hypernet = cls(target, plugins=plugins, **{**options, **changes})
         hypernet.load_state_dict(state)
         return hypernet.eval()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lightning_hypernet.population import Population, StackedTensors
+from lightning_hypernet.generator.latents import Latents
+from lightning_hypernet.population import Population, StackedTensors, StoredLatents
 from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.replicas import version_of
 from lightning_hypernet.target.statistics import RecentInputs
@@ -20,19 +21,16 @@ class Members(nn.Module):
     """The latents and norm statistics of the networks of evaluation; their weights are made when they are needed.
 
     Args:
-        latents: ``(members, latent_dim)``.
-        components: ``(members,)``, which component of the prior each belongs to.
+        latents: What the members are generated from.
+        context_dim: Numbers in a condition; that of the members is zero until it is set.
         statistics: ``{name: tensor}``, the target's own norm statistics.
     """
 
-    latents: Tensor
-    _components: Tensor
     estimated: Tensor
 
-    def __init__(self, latents: Tensor, components: Tensor, statistics: Mapping[str, Tensor]) -> None:
+    def __init__(self, latents: Latents, context_dim: int, statistics: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.register_buffer("latents", latents)
-        self.register_buffer("_components", components.to(latents))
+        self.stored = StoredLatents(latents, context_dim)
         self.statistics = StackedTensors(
             {name: value.repeat(len(latents), *(1,) * value.ndim) for name, value in statistics.items()}
         )
@@ -49,7 +47,7 @@ class Members(nn.Module):
         self.forget()
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.stored.z)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.forget()
@@ -57,9 +55,30 @@ class Members(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
-    def components(self) -> Tensor:
-        """``(members,)``, which component of the prior each belongs to."""
-        return self._components.round().long()  # kept as floating-point numbers, which averages of weights leave alone
+    def latents(self) -> Latents:
+        """What the members are generated from."""
+        return self.stored.latents()
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.stored.z.device
+
+    def set_context(self, context: Tensor) -> None:
+        """Set the condition of the members, ``(members, context_dim)`` or ``(context_dim,)`` for all.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        kept = self.stored.context
+        if context.shape not in (kept.shape, kept.shape[1:]):
+            raise ValueError(
+                f"the members' context must be {tuple(kept.shape)} or {tuple(kept.shape[1:])}, not {tuple(context.shape)}"
+            )
+        with torch.no_grad():
+            kept.copy_(context)
+        self.estimated.fill_(0.0 if self.statistics.tensors() else 1.0)
+        self.forget()
 
     def forget(self) -> None:
         """Let the networks go; they are made anew from the generator as it is when they are next asked for."""
@@ -86,7 +105,7 @@ class Members(nn.Module):
             self._source = [(place, key) for pair in places for place in pair for key in place]
         tensors = [place[key] for place, key in self._source]
         versions = [(id(tensor), version_of(tensor)) for tensor in tensors if tensor is not None]
-        state = (torch.is_autocast_enabled(self.latents.device.type), *versions)
+        state = (torch.is_autocast_enabled(self.device.type), *versions)
         made = self._made
         if made is None or made[0] != state:
             with self._making:
@@ -134,7 +153,7 @@ class Members(nn.Module):
             population.networks.give(self._estimate(executor, population, batches))
 
     def _estimate(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> dict[str, Tensor]:
-        inputs = self.recent if batches is None else self.recent.noting(batches, self.latents.device)
+        inputs = self.recent if batches is None else self.recent.noting(batches, self.device)
         return executor.statistics.estimate(population.weights, inputs)
 
 

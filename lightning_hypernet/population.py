@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.filters import FilterBanks
 from lightning_hypernet.target.networks import Networks
@@ -37,6 +38,34 @@ class StackedTensors(nn.Module):
             self.get_buffer(name.replace(".", "/")).copy_(value)
 
 
+class StoredLatents(nn.Module):
+    """Latents kept as buffers, so that they follow the module and are stored with it.
+
+    Args:
+        latents: The latents.
+        context_dim: Numbers in a condition; where the latents have none, they are zeros.
+    """
+
+    z: Tensor
+    component: Tensor
+    context: Tensor
+
+    def __init__(self, latents: Latents, context_dim: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("z", latents.z.detach().clone())
+        self.register_buffer(
+            "component", latents.component.to(latents.z)
+        )  # real numbers, which averages of weights leave alone
+        given = latents.context
+        self.register_buffer(
+            "context", latents.z.new_zeros(len(latents), context_dim) if given is None else given.detach().clone()
+        )
+
+    def latents(self) -> Latents:
+        """The latents."""
+        return Latents(self.z, self.component.round().long(), self.context if self.context.shape[1] else None)
+
+
 @dataclass(eq=False, repr=False)
 class Population:
     """Networks drawn in one step: latents, weights, gauge-fixed weights, outputs.
@@ -44,8 +73,7 @@ class Population:
     What is costly is computed when it is first read, so that nothing is computed that nobody asks for.
 
     Args:
-        latents: ``(S, latent_dim)``, one z for every network.
-        components: ``(S,)``, which component of the prior each z belongs to; zeros if there is one.
+        latents: What the S networks were generated from.
         networks: The networks: their weights, and the norm statistics of each where they were estimated.
         banks: The filter banks of the target.
         gauge: Maps weights to weights of the same functions, one representative for each class; and the names of the parameters
@@ -58,8 +86,7 @@ class Population:
         probes: How many examples of the batch all networks share in `outputs`.
     """
 
-    latents: Tensor
-    components: Tensor
+    latents: Latents
     networks: Networks
     banks: FilterBanks
     gauge: Callable[[Mapping[str, Tensor], Collection[str]], Mapping[str, Tensor]]
@@ -74,7 +101,7 @@ class Population:
         return len(self.latents)
 
     def __repr__(self) -> str:
-        components = self.components.unique().tolist()
+        components = self.latents.component.unique().tolist()
         return f"Population({len(self)} networks of {self.banks.weights:,} weights, components {components})"
 
     def __getitem__(self, index: slice | Tensor) -> Population:
@@ -84,7 +111,6 @@ class Population:
         return replace(
             self,
             latents=self.latents[index],
-            components=self.components[index],
             networks=self.networks.some(index),
         )
 

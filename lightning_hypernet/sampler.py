@@ -1,31 +1,39 @@
-"""Sampler: draws networks of a target, from the prior through the generator."""
+"""Sampler: draws networks of a target, from the prior through the weight distribution."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import Generator, GeneratorConfig, Prior
+from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
+from lightning_hypernet.registry import made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
-from lightning_hypernet.symmetry.gauge import Gauge, GaugeName
+from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.choice import Choices
-from lightning_hypernet.target.execution import ExecutionMode, Executor
+from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
 from lightning_hypernet.target.modes import evaluating
 
+Named = str | Mapping[str, Any]
+"""A choice: a name, or a mapping with the ``name`` and options."""
 _FIRST_LATENTS = 64
+_COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
+             "execution", "reduce")  # fmt: skip
 
 
 class Sampler(StandIn):
-    """A target, the generator of its weights and the prior of their latents.
+    """A target, the distribution of its weights and the prior of their latents.
 
     Arguments as of `Hypernet`.
 
@@ -36,68 +44,89 @@ class Sampler(StandIn):
         prior: Draws latents.
         generator: Maps latents to weights.
         options: All arguments in plain values, as checkpoints keep them.
+        needs: Names of the plug-ins that brought some of it.
     """
+
+    prior: Prior
+    generator: WeightDistribution
 
     def __init__(
         self,
         target: nn.Module,
         example_inputs: Tensor | tuple[Any, ...] | None,
+        *,
         latent_dim: int,
-        prior: Literal["normal", "uniform"] | torch.distributions.Distribution,
+        context_dim: int,
+        prior: Named | Prior | Distribution,
         components: int,
-        generator: GeneratorConfig | Mapping[str, Any] | None,
+        distribution: Named,
+        generator: Named | GeneratorConfig | None,
         generate: Sequence[str],
         exclude: Sequence[str],
-        gauge: GaugeName | Gauge,
-        execution: ExecutionMode,
+        gauge: Named | Gauge,
+        execution: Named,
         plugins: Sequence[object],
         structure: Structure | Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
-        if not isinstance(gauge, Gauge) and gauge not in get_args(GaugeName):
-            raise ValueError(f"gauge must be one of {get_args(GaugeName)} or a Gauge, not {gauge!r}")
-        config = checkpoint.config_of(generator)
-        self.latent_dim, self.components = latent_dim, components
-        self.prior = Prior(prior, latent_dim, components)
+        found = Plugins(plugins)
+        config = config_of(generator, found)
+        self.latent_dim, self.context_dim, self.components = latent_dim, context_dim, components
+        self.prior = _prior(prior, latent_dim, components, found)
+        make_gauge, backend = _gauge(gauge, found), found.backend(execution)
         known = Structure(**structure) if isinstance(structure, Mapping) else structure
         symmetries = SymmetriesOnDemand(target, _examples(target, example_inputs), known, guessed=example_inputs is None)
         wanted, unwanted = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
-        self.banks = find_filters(
-            target, Plugins(plugins).rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure
-        )
+        self.banks = find_filters(target, found.rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure)
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
-        self.executor = Executor(target, self.banks.aliases, execution)
+        self.executor = Executor(target, self.banks.aliases, backend, execution)
         self.target = self.executor.target
-        self.symmetries = symmetries.of(list(self.banks.shapes), gauge, self._network)
-        self.generator = Generator(self.banks, initial, config, latent_dim, components, self.prior.draw(_FIRST_LATENTS)[0])
+        self.symmetries = symmetries.of(list(self.banks.shapes), self._network, make_gauge, automatic=gauge == "auto")
+        make, options = found.distributions.chosen(distribution)
+        sizes = (latent_dim, components, context_dim)
+        setting = Setting(self.banks, initial, *sizes, config, self.prior.draw(_FIRST_LATENTS), found.extractors)
+        self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
-        options = {"latent_dim": latent_dim, "components": components, "prior": prior, "generator": config, "gauge": gauge}
+        self.prior.to(next(iter(initial.values())).device)
+        choices = {"priors": prior, "extractors": config.extractor, "distributions": distribution, "gauges": gauge}
+        choices["backends"] = execution
+        self.needs = found.used(target, {f"hypernet_register_{hook}": choice for hook, choice in choices.items()})
+        given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution}
+        counts = {"latent_dim": latent_dim, "context_dim": context_dim, "components": components}
         taken = {"generate": ["*"], "exclude": list(self.banks.ordinary), "structure": symmetries.structure}
-        self.options = checkpoint.recorded({**options, "execution": execution, **taken})
+        self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Seed and number of draws of the random generator, which norm layers are frozen, and which backends were chosen."""
-        prior = {"seed": self.prior.seed, "draws": self.prior.draws}
-        return prior | {"frozen": list(self.executor.statistics.frozen), "execution": self.executor.choices.made}
+        """Which norm layers are frozen, and which backends were chosen."""
+        return {"frozen": list(self.executor.statistics.frozen), "execution": self.executor.choices.made}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Continue as a checkpoint left off, bit for bit."""
-        self.prior.seed, self.prior.draws = state["seed"], state["draws"]
+        """Continue as a checkpoint left off."""
         self.executor.statistics.frozen = list(state["frozen"])
         self.executor.choices = Choices(state["execution"])
 
-    def draw(self, n: int, component: int | None = None) -> tuple[Tensor, Tensor]:
-        """Draw n latents ``(n, latent_dim)`` and their components ``(n,)``."""
-        latents, components = self.prior.draw(n, component)
-        reference = next(self.generator.parameters())
-        return latents.to(reference), components.to(reference.device)
+    def draw(self, n: int, component: int | None = None, context: Tensor | None = None) -> Latents:
+        """Draw n latents; arguments as in `sample`.
 
-    def decode(self, latents: Tensor, components: Tensor | int = 0) -> Population:
+        Raises:
+            ValueError: If the condition has another shape than ``(context_dim,)`` or ``(n, context_dim)``.
+        """
+        latents = self.prior.draw(n, component).to(next(self.generator.parameters()))
+        if context is None:
+            context = latents.z.new_zeros(self.context_dim)
+        context = torch.as_tensor(context).to(latents.z)
+        if context.shape not in ((self.context_dim,), (n, self.context_dim)):
+            raise ValueError(
+                f"the context must be ({self.context_dim},) or ({n}, {self.context_dim}), not {tuple(context.shape)}; "
+                "context_dim says how many numbers it has"
+            )
+        return latents.given(context) if self.context_dim else latents
+
+    def decode(self, latents: Latents | Tensor) -> Population:
         """Map latents to networks; the same latents always give the same networks.
 
         Args:
-            latents: ``(n, latent_dim)``.
-            components: ``(n,)`` or one number: which component of the prior each belongs to.
+            latents: What they are generated from, or a tensor z ``(n, latent_dim)`` alone, of the first component.
 
         Returns:
             The population.
@@ -105,27 +134,23 @@ class Sampler(StandIn):
         Raises:
             ValueError: If the latents have another shape or a component does not exist.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.latent_dim or not len(latents):
-            raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(latents.shape)}")
-        components = torch.as_tensor(components, device=latents.device).expand(len(latents))
-        if components.min() < 0 or components.max() >= self.components:
-            raise ValueError(f"components must lie in 0 to {self.components - 1}, not {components.unique().tolist()}")
+        if isinstance(latents, Tensor):
+            latents = Latents(latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device))
+        z, component = latents.z, latents.component
+        if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z):
+            raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
+        if component.min() < 0 or component.max() >= self.components:
+            raise ValueError(f"components must lie in 0 to {self.components - 1}, not {component.unique().tolist()}")
+        if self.context_dim and latents.context is None:
+            latents = latents.given(z.new_zeros(self.context_dim))
         with evaluating(self.generator):
-            return self.populate(latents.to(next(self.generator.parameters())), components)
+            return self.populate(latents.to(next(self.generator.parameters())))
 
-    def populate(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> Population:
-        """The networks of latents ``(n, latent_dim)`` and components ``(n,)``, the generator in its present mode.
-
-        Args:
-            latents: The latents.
-            components: The components.
-            own_gradient: What the gradient of what components have of their own is multiplied by.
-        """
-        networks = self.executor.networks(self.generator(latents, components, own_gradient))
+    def populate(self, latents: Latents) -> Population:
+        """The networks of latents, the generator in its present mode."""
         return Population(
             latents,
-            components,
-            networks,
+            self.executor.networks(self.generator(latents)),
             self.banks,
             self.symmetries.gauge,
             n_components=self.components,
@@ -133,29 +158,72 @@ class Sampler(StandIn):
             examples=self.symmetries.examples,
         )
 
-    def sample(self, n: int, component: int | None = None) -> Population:
+    def sample(self, n: int, component: int | None = None, context: Tensor | None = None) -> Population:
         """Draw networks.
 
         Args:
             n: How many.
             component: Draw from this component of the prior alone; None: from all, evenly.
+            context: The condition of all, ``(context_dim,)``, or of each, ``(n, context_dim)``; None: zeros.
 
         Returns:
             The population.
 
         Raises:
-            ValueError: If n is not positive or the component does not exist.
+            ValueError: If n is not positive, the component does not exist or the condition has another shape.
         """
         if n < 1:
             raise ValueError(f"n must be 1 or more, not {n!r}")
-        return self.decode(*self.draw(n, component))
+        return self.decode(self.draw(n, component, context))
 
     def _network(self) -> nn.Module:
         """One network, in training mode but for its frozen norm layers, to read symmetries with."""
-        latents = torch.zeros(1, self.latent_dim)
         with torch.autocast(next(self.generator.parameters()).device.type, enabled=False):
-            (network,) = self.executor.materialize_all(self.decode(latents).weights, {})
+            (network,) = self.executor.materialize_all(self.decode(torch.zeros(1, self.latent_dim)).weights, {})
         return self.executor.statistics.frozen_in(network.train())
+
+
+def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> GeneratorConfig:
+    """The configuration that an argument stands for: itself, the name of a preset, or fields beside a ``preset``."""
+    if isinstance(generator, GeneratorConfig):
+        return generator
+    given = {"preset": generator} if isinstance(generator, str) else dict(generator or {})
+    preset = plugins.generators.find(given.pop("preset", "default"))
+    unknown = sorted(set(given) - {field.name for field in fields(GeneratorConfig)})
+    if unknown:
+        raise TypeError(f"GeneratorConfig has no fields {', '.join(unknown)}")
+    return replace(GeneratorConfig(**preset), **given)
+
+
+def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """Those arguments of a Hypernet that make it what it is, in plain values; None for objects without a name."""
+    chosen = {name: value for name, value in options.items() if name in _COMPARED}
+    if "generator" in chosen:
+        chosen["generator"] = config_of(chosen["generator"], plugins)
+    return checkpoint.recorded(chosen)
+
+
+def _prior(choice: Named | Prior | Distribution, latent_dim: int, components: int, plugins: Plugins) -> Prior:
+    if isinstance(choice, Distribution):
+        prior: Prior = DistributionPrior(latent_dim, components, choice)
+    elif isinstance(choice, Prior):
+        prior = choice
+    else:
+        make, options = plugins.priors.chosen(choice)
+        prior = made("prior", choice, make, latent_dim, components, **options)
+    if (prior.latent_dim, prior.components) != (latent_dim, components):
+        raise ValueError(
+            f"the prior draws {prior.latent_dim} numbers for {prior.components} components, and the Hypernet has "
+            f"latent_dim={latent_dim} and components={components}"
+        )
+    return prior
+
+
+def _gauge(gauge: Named | Gauge, plugins: Plugins) -> Any:
+    if isinstance(gauge, Gauge):
+        return gauge
+    make, options = plugins.gauges.chosen(gauge)
+    return functools.partial(make, **options)
 
 
 def _examples(target: nn.Module, example_inputs: Any) -> Arguments | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.generator import Generator
+from lightning_hypernet.generator import WeightDistribution
 from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.target.filters import FilterBank, FilterBanks
 
@@ -22,7 +22,7 @@ def fixed_filters(bank: FilterBank, shapes: Mapping[str, tuple[int, ...]], group
     return fixed
 
 
-def summarize(banks: FilterBanks, target: nn.Module, generator: Generator, groups: ChannelGroups | None) -> str:
+def summarize(banks: FilterBanks, target: nn.Module, generator: WeightDistribution, groups: ChannelGroups | None) -> str:
     """A table for people.
 
     Args:
@@ -36,7 +36,8 @@ def summarize(banks: FilterBanks, target: nn.Module, generator: Generator, group
     """
     rows = [("bank", "parameters", "filters x size", "generator", "gauge")]
     total = fixed = 0
-    for bank, weights in zip(banks, generator.weight_generators, strict=True):
+    counts = [f"{_count(maker):,}" for maker in generator.of_banks()] or ["-"] * len(banks)
+    for bank, made_by in zip(banks, counts, strict=True):
         names = [" = ".join(banks.aliases[name]) for name in dict.fromkeys(slot.parameter for slot in bank.slots)]
         gauge = "not read"
         if groups is not None:
@@ -44,15 +45,19 @@ def summarize(banks: FilterBanks, target: nn.Module, generator: Generator, group
             total, fixed = total + bank.filters, fixed + scaled
             gauge = "-" if not scaled else "scale" if scaled == bank.filters else f"scale of {scaled}"
         size = f"{bank.filters:,} x {bank.filter_size:,}"
-        rows.append((bank.name, ", ".join(names), size, f"{_count(weights):,}", gauge))
+        rows.append((f"{bank.name} *" if bank.bare else bank.name, ", ".join(names), size, made_by, gauge))
     for name, reason in banks.ordinary.items():
         shape = "x".join(map(str, target.get_parameter(name).shape)) or "scalar"
         rows.append(("-", name, shape, "-", f"left as it is: {reason}"))
     lines = _align(rows)
     lines.append(
-        f"{banks.weights:,} weights in {len(banks)} banks of {banks.filters:,} filters, from a generator of "
-        f"{_count(generator):,} parameters, {_count(generator.extractor):,} of them in the extractor"
+        f"{banks.weights:,} weights in {len(banks)} banks of {banks.filters:,} filters, from a {type(generator).__name__} of "
+        f"{_count(generator):,} parameters"
     )
+    if any(bank.bare for bank in banks):
+        lines.append(
+            "* no rule reads these parameters, so that each is one filter; register one with hypernet_register_filters"
+        )
     if groups is not None:
         lines.append(f"the scale of {fixed:,} of {total:,} filters is fixed, in {groups.count:,} groups of channels")
         lines += [f"pinned by {operation}: {count:,} channels" for operation, count in groups.pinned.items() if count]

@@ -120,20 +120,20 @@ def test_the_losses_see_the_networks_that_made_the_loss(monkeypatch):
     class TwoViews(Classifier):
         def training_step(self, batch, batch_idx):
             one, two = self.model(batch[0]), self.model(batch[0] + 1)
-            seen.append(self.model.population.latents)
+            seen.append(self.model.population.latents.z)
             return {"loss": F.cross_entropy(one, batch[1]) + (one - two).square().mean(), "extra": batch_idx}
 
     original = Hypernet.draw
     draws = []
 
-    def draw(self, n, component=None):
-        draws.append(original(self, n, component))
+    def draw(self, *args, **kwargs):
+        draws.append(original(self, *args, **kwargs))
         return draws[-1]
 
     monkeypatch.setattr(Hypernet, "draw", draw)
     fit(TwoViews(), max_epochs=1, limit_val_batches=0)
     assert len(draws) == 1 + 4
-    assert all(torch.equal(latents, drawn) for latents, (drawn, _) in zip(seen, draws[1:], strict=True))
+    assert all(torch.equal(latents, drawn.z) for latents, drawn in zip(seen, draws[1:], strict=True))
 
 
 @pytest.mark.parametrize("trainer", [pl.Trainer, lp.Trainer])
@@ -505,10 +505,10 @@ class Model(BoringModel):
         population = self.layer.sample(3)
         outputs = population.outputs = torch.randn(3, 2 + self.global_rank, generator=torch.Generator().manual_seed(0))
         apart = torch.cdist(outputs, outputs).fill_diagonal_(math.inf).min(1).values
-        by_hand = -population.latents.shape[1] * apart.log().mean() - torch.digamma(torch.tensor(3.0))
+        by_hand = -population.latents.z.shape[1] * apart.log().mean() - torch.digamma(torch.tensor(3.0))
         assert torch.allclose(OutputEntropy()(population), by_hand), "outputs of other examples were compared"
         sums = self.all_gather(torch.stack([p.detach().sum() for p in self.parameters()]))
-        latents = self.all_gather(self.layer.sample(2).latents)
+        latents = self.all_gather(self.layer.sample(2).latents.z)
         assert torch.equal(sums[0], sums[1]), "parameters differ"
         assert not torch.equal(latents[0], latents[1]), "latents are equal"
         print("both agree", flush=True)

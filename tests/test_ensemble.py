@@ -122,7 +122,7 @@ def test_save_and_load(tmp_path):
     assert sorted(path.name for path in (tmp_path / "members").iterdir()) == ["ensemble.json", "ensemble.safetensors"]
     loaded = Ensemble.load(tmp_path / "members", convnet())
     assert torch.equal(loaded(x), expected)
-    assert torch.equal(loaded.latents, networks.latents)
+    assert torch.equal(loaded.latents.z, networks.latents.z)
     with pytest.raises(ValueError, match="holds no recipe of the target; pass load"):
         Ensemble.load(tmp_path / "members")
     with pytest.raises(ValueError, match=r"0.weight is \(4, 1, 3, 3\) here and \(8, 4\) there"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hypernet import Ensemble, Hypernet
+from lightning_hypernet import Ensemble, Hypernet, Latents
 
 
 def convnet():
@@ -29,10 +29,10 @@ def test_the_same_latents_give_the_same_networks():
     torch.manual_seed(0)
     hypernet = Hypernet(mlp(), components=2).train()
     latents, components = torch.randn(5, 64), torch.tensor([0, 1, 0, 1, 1])
-    together = hypernet.decode(latents, components)
-    alone = hypernet.decode(latents[1:2], 1)
+    together = hypernet.decode(Latents(latents, components))
+    alone = hypernet.decode(Latents(latents[1:2], components[1:2]))
     assert torch.allclose(together.vectors[1], alone.vectors[0], atol=1e-6)
-    assert torch.equal(together.vectors, hypernet.decode(latents, components).vectors)
+    assert torch.equal(together.vectors, hypernet.decode(Latents(latents, components)).vectors)
     assert hypernet.generator.training
 
 
@@ -42,11 +42,11 @@ def test_random_numbers_are_its_own():
     torch.manual_seed(4)
     third = Hypernet(mlp())
     state = torch.get_rng_state()
-    draws = [hypernet.sample(4).latents for hypernet in (one, other, third)]
+    draws = [hypernet.sample(4).latents.z for hypernet in (one, other, third)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-    assert not torch.equal(draws[0], one.sample(4).latents)
+    assert not torch.equal(draws[0], one.sample(4).latents.z)
 
 
 def test_ranks_draw_different_networks(monkeypatch):
@@ -56,8 +56,8 @@ def test_ranks_draw_different_networks(monkeypatch):
     draws = []
     for rank, hypernet in enumerate(hypernets):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda group=None, rank=rank: rank)
-        draws.append(hypernet.sample(3).latents)
-    assert torch.equal(hypernets[0].members.latents, hypernets[1].members.latents)
+        draws.append(hypernet.sample(3).latents.z)
+    assert torch.equal(hypernets[0].members.latents.z, hypernets[1].members.latents.z)
     assert not torch.equal(*draws)
 
 
@@ -95,7 +95,7 @@ def test_evaluation_joins_fixed_members():
     mean = torch.stack([member(x) for member in members]).mean(0)
     assert torch.allclose(hypernet(x), mean, atol=1e-6)
     assert torch.equal(hypernet(x), hypernet(x))
-    assert sorted(hypernet.members.components.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(hypernet.members.latents.component.tolist()) == [0, 1, 2, 3, 4]
     hypernet.reduce = None
     assert hypernet(x).shape == (5, 6, 3)
 
@@ -388,7 +388,7 @@ def test_averages_of_weights_keep_members_and_tell_of_statistics():
     hypernet.update_statistics()
     moving.update_parameters(hypernet)
     for average in (equal, moving):
-        assert average.module.members.components.tolist() == hypernet.members.components.tolist()
+        assert average.module.members.latents.component.tolist() == hypernet.members.latents.component.tolist()
     with pytest.warns(UserWarning, match="never estimated, or with other weights"):
         moving.eval()(x)
     moving.module.update_statistics([x])
@@ -457,7 +457,7 @@ def test_bad_calls(call, message):
 def test_bad_options():
     with pytest.raises(ValueError, match="samples must be 1 or more, not 0; members must be 1 or more, not -2"):
         Hypernet(mlp(), samples=0, members=-2)
-    with pytest.raises(ValueError, match="prior must be 'normal', 'uniform' or a distribution, not 'cauchy'"):
+    with pytest.raises(ValueError, match="unknown prior 'cauchy'; there are mixture, normal, torch, uniform"):
         Hypernet(mlp(), prior="cauchy")
     with pytest.raises(ValueError, match="reduce must be one of"):
         Hypernet(mlp(), reduce="sum")
@@ -472,8 +472,8 @@ def test_bad_options():
 def test_parts_of_a_population():
     hypernet = Hypernet(mlp(), components=2)
     population = hypernet.sample(6)
-    chosen = population[population.components == 1]
+    chosen = population[population.latents.component == 1]
     assert len(chosen) == 3
-    assert torch.equal(chosen.vectors, population.vectors[population.components == 1])
+    assert torch.equal(chosen.vectors, population.vectors[population.latents.component == 1])
     assert torch.equal(population[1:3].vectors, population.vectors[1:3])
     assert repr(population) == "Population(6 networks of 67 weights, components [0, 1])"

@@ -58,7 +58,7 @@ def test_every_hook_is_on_one_screen_and_has_a_built_in():
 
 def test_a_given_plugin_is_chosen_by_name():
     plugins = Plugins([SpreadPlugin()])
-    assert plugins.losses["spread"] is Spread
+    assert plugins.losses.find("spread") is Spread
     assert "spread" not in Plugins().losses
     hypernet = Hypernet(nn.Linear(3, 2))
     hypernet(torch.randn(8, 3))
@@ -91,17 +91,72 @@ def test_a_class_in_place_of_an_instance():
         Plugins([SpreadPlugin])
 
 
-def test_an_installed_class(install):
-    text = "from tests.test_plugins import SpreadPlugin"
-    install("plum", text, "plum_module:SpreadPlugin")
-    with pytest.raises(PluginError, match="'plum' failed: it is a class"):
-        Plugins()
+def failed(name):
+    """What the listing and an error of an unknown name say of an installed plug-in that failed."""
+    (info,) = [one for one in Plugins().listing() if one.name == name]
+    with pytest.raises(
+        ValueError, match=rf"installed ones failed \({name}: .*\); LIGHTNING_HYPERNET_PLUGINS says which are loaded"
+    ):
+        Hypernet(nn.Linear(3, 2), prior="nobody's")
+    return info.error
 
 
-def test_an_installed_plugin_that_cannot_be_imported(install):
+def test_an_installed_class_is_told_when_a_name_is_missing(install):
+    install("plum", "from tests.test_plugins import SpreadPlugin", "plum_module:SpreadPlugin")
+    assert failed("plum") == "it is a class; pass an instance or a module"
+
+
+def test_an_installed_plugin_that_cannot_be_imported_stops_nobody(install):
     install("broken", "raise ImportError('no such thing')")
-    with pytest.raises(PluginError, match="'broken' failed: no such thing"):
-        Plugins()
+    Hypernet(nn.Linear(3, 2))
+    assert failed("broken") == "no such thing"
+
+
+def test_an_installed_plugin_that_takes_a_name_leaves_nothing_behind(install):
+    install("greedy", MODULE.format(name="early") + "    register('entropy', early)\n")
+    plugins = Plugins()
+    assert "early" not in plugins.losses
+    assert plugins.losses.find("entropy") is not None
+    assert failed("greedy") == "'entropy' is already a diversity loss, of 'lightning_hypernet.diversity'; choose another name"
+
+
+def test_two_installed_plugins_of_one_name_are_refused(install, tmp_path):
+    install("apple")
+    info = tmp_path / "crab-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crab\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lightning_hypernet]\napple = apple_module\n")
+    assert "apple" not in Plugins().losses
+    assert failed("apple") == "2 installed plug-ins have this name; uninstall all but one"
+
+
+RULE = """
+from torch import nn
+from lightning_hypernet import hookimpl
+
+
+class Own(nn.Linear):
+    pass
+
+
+@hookimpl
+def hypernet_register_filters(register):
+    register({layer}, lambda module: [])
+"""
+
+
+@pytest.mark.parametrize("layer", ["nn.Conv2d", "nn.Linear", "nn.modules.linear.NonDynamicallyQuantizableLinear"])
+def test_rules_for_layers_of_others_that_have_one_are_refused(install, layer):
+    install("taker", RULE.format(layer=layer))
+    before = Plugins().rules
+    assert "already has a filter rule" in failed("taker")
+    assert all(rule is before[cls] for cls, rule in Plugins().rules.items())
+
+
+def test_rules_for_layers_of_ones_own_are_taken(install):
+    install("owner", RULE.format(layer="Own"))
+    rules = Plugins().rules
+    assert sys.modules["owner_module"].Own in rules
 
 
 def test_unknown_hook():
@@ -139,7 +194,7 @@ def test_duplicate_name():
         def hypernet_register_diversity(self, register):
             register("entropy", Spread)
 
-    with pytest.raises(PluginError, match="'Rival' failed: 'entropy' is already the name of Entropy"):
+    with pytest.raises(PluginError, match="'Rival' failed: 'entropy' is already a diversity loss, of 'lightning_hypernet"):
         Plugins([Rival()])
 
 
@@ -150,7 +205,7 @@ def test_only_diversity_losses_are_registered(wrong):
         def hypernet_register_diversity(self, register):
             register("confused", wrong)
 
-    with pytest.raises(PluginError, match="'Confused' failed: 'confused' must be registered with a subclass"):
+    with pytest.raises(PluginError, match="'Confused' failed: the diversity loss 'confused' must be a subclass"):
         Plugins([Confused()])
 
 

@@ -73,6 +73,17 @@ def test_importing_any_module_needs_the_dependencies_alone():
     assert {name: module for name, module in asked.items() if name not in known} == {}
 
 
+def test_importing_the_package_brings_no_lightning():
+    heavy = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "timm", "scipy", "matplotlib")
+    code = (
+        f"import sys, lightning_hypernet; lightning_hypernet.Hypernet; print([name for name in {heavy} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    for line, expected in ((code, "[]"), (code.replace(".Hypernet;", ".HypernetCallback;"), "['pytorch_lightning'")):
+        run = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True, env=environment)
+        assert run.stdout.strip().startswith(expected)
+
+
 @pytest.mark.parametrize(
     ("example", "arguments", "expected"),
     [

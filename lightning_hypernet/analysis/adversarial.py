@@ -148,7 +148,7 @@ def adversarial(
     """
     if attack not in get_args(Attack):
         raise ValueError(f"attack must be one of {', '.join(get_args(Attack))}, not {attack!r}")
-    device = hypernet.members.latents.device
+    device = hypernet.members.device
     succeeded = torch.zeros(2, len(sizes), dtype=torch.double)
     right = count = 0
     with evaluating(hypernet):

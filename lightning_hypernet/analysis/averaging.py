@@ -69,7 +69,7 @@ def averaging(
     right = torch.zeros(2, len(counts), dtype=torch.double)
     total = 0
     for batch, classes in loader:
-        inputs, labels = batch.to(ensemble.latents.device), classes.to(ensemble.latents.device)
+        inputs, labels = batch.to(ensemble.latents.z.device), classes.to(ensemble.latents.z.device)
         probabilities = ensemble.members(inputs).softmax(-1)
         total += len(labels)
         for index, (count, network) in enumerate(zip(counts, averages, strict=True)):

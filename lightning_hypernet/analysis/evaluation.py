@@ -29,7 +29,7 @@ def accuracies(hypernet: Hypernet, population: Population, loader: Iterable[Any]
         ValueError: If the loader is empty.
     """
     correct, count = torch.zeros(len(population), dtype=torch.long), 0
-    device = population.latents.device
+    device = population.latents.z.device
     with evaluating(hypernet):
         for inputs, labels in loader:
             predicted = hypernet.run(population, inputs.to(device)).argmax(-1)

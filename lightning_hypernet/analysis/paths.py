@@ -70,17 +70,17 @@ def paths(
         The accuracies.
     """
     one, other = hypernet.sample(pairs, component), hypernet.sample(pairs, component)
-    at = torch.linspace(0, 1, points, device=one.latents.device)
+    at = torch.linspace(0, 1, points, device=one.latents.z.device)
     with torch.no_grad():
         ends = [hypernet.symmetries.gauge(population.weights) for population in (one, other)]
         if aligned:
             ends[1] = align(ends[1], ends[0], hypernet.symmetries.blocks)
         direct, interpolated = [], []
         for t in at:
-            nearer = torch.where(t < 0.5, one.components, other.components)
+            nearer = one.latents if t < 0.5 else other.latents
             mixed = {name: torch.lerp(value, ends[1][name], t.to(value)) for name, value in ends[0].items()}
             line = replace(one, networks=one.networks.others(mixed))
-            curve = hypernet.decode(torch.lerp(one.latents, other.latents, t.to(one.latents)), nearer)
+            curve = hypernet.decode(replace(nearer, z=torch.lerp(one.latents.z, other.latents.z, t.to(one.latents.z))))
             direct.append(accuracies(hypernet, line, loader))
             interpolated.append(accuracies(hypernet, curve, loader))
     return Paths(at.cpu(), torch.stack(direct, 1), torch.stack(interpolated, 1))

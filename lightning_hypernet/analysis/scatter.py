@@ -84,7 +84,7 @@ def scatter(
         for first in range(0, samples, _CHUNK):
             population = hypernet.sample(min(_CHUNK, samples - first), component)
             vectors.append(weights_of(hypernet, population, bank, filter).flatten(1))
-            components.append(population.components.cpu())
+            components.append(population.latents.component.cpu())
         joined = torch.cat(vectors)
         directions, sizes, _ = torch.linalg.svd(joined - joined.mean(0), full_matrices=False)
     shown = min(dimensions, len(sizes))

@@ -198,7 +198,7 @@ class Entropy(DiversityLoss):
         chosen = self._choose(sizes)
         share = sum(sizes[name] for name in chosen) / sum(sizes.values())
         parts = population.gauged_parts(chosen)
-        dimension = population.latents.shape[1]
+        dimension = population.latents.z.shape[1]
         whole = 0.0 if share == 1 else -dimension / self.p * math.log(share)
         return -entropy([part[: self.samples] for part in parts], dimension, self.p) - whole
 

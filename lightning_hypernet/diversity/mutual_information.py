@@ -66,9 +66,9 @@ class MutualInformation(DiversityLoss):
         outputs = population.n_components if self.latent == "component" else self._latents(population).shape[1]
         self.q = nn.Sequential(
             nn.Linear(inputs, self.hidden), nn.LayerNorm(self.hidden), nn.ReLU(), nn.Linear(self.hidden, outputs)
-        ).to(population.latents)
+        ).to(population.latents.z)
         if self.latent == "continuous":
-            self.log_std = nn.Parameter(population.latents.new_zeros(outputs))
+            self.log_std = nn.Parameter(population.latents.z.new_zeros(outputs))
 
     def _features(self, population: Population) -> Tensor:
         if self.reads == "weights":
@@ -76,7 +76,7 @@ class MutualInformation(DiversityLoss):
         return population.example_outputs.flatten(1)
 
     def _latents(self, population: Population) -> Tensor:
-        return population.latents[:, : self.coordinates]
+        return population.latents.z[:, : self.coordinates]
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus the bound, in nats.
@@ -89,7 +89,7 @@ class MutualInformation(DiversityLoss):
             raise ValueError("mutual_information has not seen a population yet; call prepare(population) first")
         guess: Tensor = self.q(features + self.noise * torch.randn_like(features))
         if self.latent == "component":
-            return F.cross_entropy(guess, population.components) - math.log(population.n_components)
+            return F.cross_entropy(guess, population.latents.component) - math.log(population.n_components)
         assert self.log_std is not None
         deviation = (self._latents(population) - guess) / self.log_std.exp()
         return (0.5 * deviation.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(1).mean()

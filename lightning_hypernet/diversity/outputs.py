@@ -34,4 +34,4 @@ class OutputEntropy(DiversityLoss):
         """Map a population to minus the entropy of its outputs, in nats."""
         outputs = population.outputs.softmax(-1) if self.softmax else population.outputs
         # the networks of another rank have seen other examples
-        return -entropy(outputs.flatten(1), population.latents.shape[1], self.p, all_ranks=False)
+        return -entropy(outputs.flatten(1), population.latents.z.shape[1], self.p, all_ranks=False)

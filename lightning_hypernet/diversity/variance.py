@@ -24,14 +24,14 @@ class Variance(DiversityLoss):
         Raises:
             ValueError: If every network is of another component.
         """
-        if len(population.components.unique()) == len(population):
+        if len(population.latents.component.unique()) == len(population):
             raise ValueError(
                 f"each of the {len(population)} networks drawn is of another component, so none can vary; set samples to twice "
                 "the components or more"
             )
         vectors = population.gauged.to(torch.promote_types(population.gauged.dtype, torch.float32))
-        sums = vectors.new_zeros(population.n_components, vectors.shape[1]).index_add(0, population.components, vectors)
-        counts = population.components.bincount(minlength=population.n_components).clamp(min=1)
+        sums = vectors.new_zeros(population.n_components, vectors.shape[1]).index_add(0, population.latents.component, vectors)
+        counts = population.latents.component.bincount(minlength=population.n_components).clamp(min=1)
         means = sums / counts[:, None]
-        variance = (vectors - means[population.components]).square().mean(0)
+        variance = (vectors - means[population.latents.component]).square().mean(0)
         return -0.5 * (variance + 1e-8).log().mean()

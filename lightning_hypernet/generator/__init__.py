@@ -2,10 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from lightning_hypernet.generator.config import GeneratorConfig
+from lightning_hypernet.generator.distribution import Setting, WeightDistribution
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.generator import Generator
-from lightning_hypernet.generator.latents import Prior
+from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
 from lightning_hypernet.generator.weight_generators import WeightGenerator
+from lightning_hypernet.markers import hookimpl
 
-__all__ = ["Extractor", "Generator", "GeneratorConfig", "MLPExtractor", "MatrixExtractor", "Prior", "WeightGenerator"]
+__all__ = [
+    "DistributionPrior",
+    "Extractor",
+    "Generator",
+    "GeneratorConfig",
+    "Latents",
+    "MLPExtractor",
+    "MatrixExtractor",
+    "MixturePrior",
+    "NormalPrior",
+    "Prior",
+    "Setting",
+    "UniformPrior",
+    "WeightDistribution",
+    "WeightGenerator",
+]
+
+
+@hookimpl
+def hypernet_register_priors(register: Callable[[str, type[Prior]], None]) -> None:
+    """Register the built-in priors."""
+    register("normal", NormalPrior)
+    register("uniform", UniformPrior)
+    register("mixture", MixturePrior)
+    register("torch", DistributionPrior)
+
+
+@hookimpl
+def hypernet_register_extractors(register: Callable[[str, type[Extractor]], None]) -> None:
+    """Register the built-in extractors."""
+    register("mlp", MLPExtractor)
+    register("matrix", MatrixExtractor)
+
+
+@hookimpl
+def hypernet_register_distributions(register: Callable[[str, type[WeightDistribution]], None]) -> None:
+    """Register the built-in weight distributions."""
+    register("generator", Generator)
+
+
+@hookimpl
+def hypernet_register_generators(register: Callable[[str, Mapping[str, Any]], None]) -> None:
+    """Register the built-in presets of generators: fields of `GeneratorConfig`."""
+    register("default", {})
+    register("compact", vars(GeneratorConfig.compact()))
+    register("pretrained", vars(GeneratorConfig.pretrained()))
+    for target in ("mnist", "cifar_lenet", "cifar_resnet32"):
+        register(f"paper_{target}", vars(GeneratorConfig.paper(target)))

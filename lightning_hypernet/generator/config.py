@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,18 +14,12 @@ class GeneratorConfig:
     Args:
         code_size: Numbers in the code of a filter.
         hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank.
-        extractor: ``"mlp"``, whose last layer holds filters x code size x width numbers, or ``"matrix"``, which writes the
-            codes of a bank as a product of thin matrices and lets a generator be smaller than its target.
+        extractor: Name of the extractor, or a mapping with its ``name`` and options: ``"mlp"``, whose last layer holds filters
+            x code size x width numbers; ``"matrix"``, which writes the codes of a bank as a product of thin matrices and lets
+            a generator be smaller than its target; or one of a plug-in.
         extractor_hidden: Widths of the hidden layers of the extractor.
         rank: Inner size of the matrix extractor.
-        start: ``"mean_weights"``: a code is the trained mean of its filter plus `spread` times what the extractor makes of z,
-            and what is generated from it deviates from trained mean weights, which every component has of its own; these
-            are in the target's units, so that the learning rate of the plain target fits them. The first component's start
-            from the target's values, the others' from random numbers of the same mean and deviation, but for parameters that
-            no rule reads, which may hold a table. ``"mean_code"``: the same
-            without mean weights, but for banks of a single filter; a generator that all components share.
-            ``"pretrained"``: mean weights that are the target's own, in units of their deviation. ``"paper"``: codes and
-            weights come from z alone, and every matrix starts at a tenth of the usual size.
+        start: Where training starts, one of the four starts below.
         spread: Share of z in a code at the start.
         gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
             mean weights that are fresh themselves hold the rest of the variance.
@@ -38,11 +32,31 @@ class GeneratorConfig:
         residual: Whether a hidden layer as wide as its input adds its input to its output.
         merge: Which linear and convolution layers of the target, by position, are one filter.
         merge_limit: Layers with more weights than this are never merged.
+
+    The four starts:
+
+    ================== ============================ ====================================== ================================
+    start              a code is                    weights are                            what components have of their own
+    ================== ============================ ====================================== ================================
+    ``"mean_weights"`` its filter's trained mean,   trained means, plus what is generated  mean codes and mean weights: the
+                       plus `spread` times what z   from the code. Means are in the        first component's are the
+                       gives                        target's units, so that the learning   target's own, the others' random
+                                                    rate of the plain target fits          with the same deviation
+    ``"mean_code"``    the same                     generated from the code; means only    mean codes
+                                                    where a bank is a single filter
+    ``"pretrained"``   the same                     the target's own, plus what is         mean codes; mean weights all start
+                                                    generated, in units of the target's    from the target's own
+                                                    deviation
+    ``"paper"``        what z gives                 generated from the code; every matrix  nothing, so there is one
+                                                    starts at a tenth of the usual size
+    ================== ============================ ====================================== ================================
+
+    Parameters that no rule reads may hold a table: under ``"mean_weights"`` all components start from the target's.
     """
 
     code_size: int = 16
     hidden: Sequence[int] | Sequence[Sequence[int]] = (64, 64)
-    extractor: Literal["mlp", "matrix"] = "mlp"
+    extractor: str | Mapping[str, Any] = "mlp"
     extractor_hidden: Sequence[int] = (128, 128)
     rank: int = 8
     start: Literal["mean_weights", "mean_code", "pretrained", "paper"] = "mean_weights"
@@ -63,7 +77,6 @@ class GeneratorConfig:
         sizes = {"code_size": [self.code_size], "rank": [self.rank], "hidden": widths}
         problems = [f"{name} must be positive, not {values}" for name, values in sizes.items() if min(values, default=1) < 1]
         choices = {
-            "extractor": ("mlp", "matrix"),
             "start": ("mean_code", "mean_weights", "pretrained", "paper"),
             "norm": ("batch", "layer", "none"),
             "activation": ("leaky_relu", "relu", "tanh", "gelu", "silu"),

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.generator.config import GeneratorConfig
+from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.generator.layers import Hidden, linear
 
 
 class Extractor(nn.Module, ABC):
     """A network z -> one code per filter.
+
+    A subclass is made as ``cls(latent_dim, filters, config, **options)``.
 
     Args:
         latent_dim: Numbers in z.
@@ -29,8 +32,8 @@ class Extractor(nn.Module, ABC):
         self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
 
     @abstractmethod
-    def forward(self, latents: Tensor) -> list[Tensor]:
-        """Map latents ``(S, latent_dim)`` to codes, one ``(S, filters, code_size)`` for every bank."""
+    def forward(self, latents: Latents) -> list[Tensor]:
+        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
 
 
 class MLPExtractor(Extractor):
@@ -40,9 +43,9 @@ class MLPExtractor(Extractor):
         super().__init__(latent_dim, filters, config)
         self.head = linear(self.hidden.outputs, sum(filters) * config.code_size, config, activated=False)
 
-    def forward(self, latents: Tensor) -> list[Tensor]:
-        """Map latents ``(S, latent_dim)`` to codes, one ``(S, filters, code_size)`` for every bank."""
-        codes = self.head(self.hidden(latents)).reshape(len(latents), -1, self.code_size)
+    def forward(self, latents: Latents) -> list[Tensor]:
+        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
+        codes = self.head(self.hidden(latents.z)).reshape(len(latents), -1, self.code_size)
         return list(codes.split(self.filters, dim=1))
 
 
@@ -64,10 +67,7 @@ class MatrixExtractor(Extractor):
         self.left = nn.ParameterList([torch.randn(count, rank) / math.sqrt(rank) for count in filters])
         self.right = nn.ParameterList([torch.randn(rank, config.code_size) / math.sqrt(rank) for _ in filters])
 
-    def forward(self, latents: Tensor) -> list[Tensor]:
-        """Map latents ``(S, latent_dim)`` to codes, one ``(S, filters, code_size)`` for every bank."""
-        inner = self.head(self.hidden(latents)).reshape(len(latents), -1, self.rank, self.rank)
+    def forward(self, latents: Latents) -> list[Tensor]:
+        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
+        inner = self.head(self.hidden(latents.z)).reshape(len(latents), -1, self.rank, self.rank)
         return [left @ middle @ right for left, middle, right in zip(self.left, inner.unbind(1), self.right, strict=True)]
-
-
-EXTRACTORS: dict[str, type[Extractor]] = {"mlp": MLPExtractor, "matrix": MatrixExtractor}

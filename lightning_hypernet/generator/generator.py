@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.generator.config import GeneratorConfig
-from lightning_hypernet.generator.extractors import EXTRACTORS
+from lightning_hypernet.generator.conditioner import Conditioner
+from lightning_hypernet.generator.distribution import Setting, WeightDistribution
+from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.generator.layers import Norm, rows_of
 from lightning_hypernet.generator.weight_generators import WeightGenerator
-from lightning_hypernet.target.filters import FilterBanks
+from lightning_hypernet.registry import made
 
 
-class Generator(nn.Module):
-    r"""The whole map from latents to weights.
+class Generator(WeightDistribution):
+    r"""The paper's weight distribution: a deterministic map from latents to weights, whose density is not known.
 
     .. math:: z \to \mathrm{codes} = m_k + \sigma E(z) \to \mathrm{filters} = W_l(\mathrm{code}) \to \theta
 
@@ -23,32 +25,26 @@ class Generator(nn.Module):
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
         | https://arxiv.org/abs/1905.02898
 
+    In training, the gradient of what every component has of its own, mean codes and offsets, is multiplied by the number of
+    components: in a loss that is the mean over S networks the share of a component shrinks with that number, and so the
+    learning rate and the weight decay of one network fit every component.
+
     Args:
-        banks: The filter banks of the target.
-        initial: The target's own value of every generated parameter.
-        config: What the generator is made of.
-        latent_dim: Numbers in z.
-        components: Mean codes per filter.
-        first: ``(n, latent_dim)``, latents of the prior; the batch norms take their first running statistics from them.
+        setting: What the generator is made for, and of; batch norms take their first running statistics from its first latents.
     """
 
-    def __init__(
-        self,
-        banks: FilterBanks,
-        initial: Mapping[str, Tensor],
-        config: GeneratorConfig,
-        latent_dim: int,
-        components: int,
-        first: Tensor,
-    ) -> None:
+    def __init__(self, setting: Setting) -> None:
         super().__init__()
+        banks, initial, components, config = setting.banks, setting.initial, setting.components, setting.config
         dtypes = {value.dtype for value in initial.values()}
         if len(dtypes) > 1:
             raise ValueError(f"the generated parameters have dtypes {sorted(map(str, dtypes))}; convert the target to one")
         if components > 1 and config.start == "paper":
             raise ValueError("the paper's start has no mean codes, so components must be 1; set start='mean_weights'")
-        self.banks = banks
-        self.extractor = EXTRACTORS[config.extractor](latent_dim, [bank.filters for bank in banks], config)
+        self.banks, self.components = banks, components
+        extractor, options = setting.extractors.chosen(config.extractor)
+        sizes = (setting.latent_dim, [bank.filters for bank in banks], config)
+        self.extractor = made("extractor", config.extractor, extractor, *sizes, **options)
         self.spread = 1.0 if config.start == "paper" else config.spread
         self.mean_codes = (
             None if config.start == "paper" else nn.Parameter(torch.randn(components, banks.filters, config.code_size))
@@ -58,47 +54,55 @@ class Generator(nn.Module):
             WeightGenerator(bank, values, config.widths(index, len(banks)), components, config)
             for index, (bank, values) in enumerate(zip(banks, filters, strict=True))
         )
-        self._warm_up(first, components)
+        self.conditioner = Conditioner(setting.context_dim, banks) if setting.context_dim else None
+        self._warm_up(setting.first)
         self.to(dtypes.pop())
 
     @torch.no_grad()
-    def _warm_up(self, first: Tensor, components: int) -> None:
+    def _warm_up(self, first: Latents) -> None:
         """Give the running statistics of the batch norms their values at step 0."""
         norms = [module.inner for module in self.modules() if isinstance(module, Norm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        codes = self.codes(first.to(next(self.parameters())), torch.arange(len(first)) % components)
+        codes = self.codes(replace(first.to(next(self.parameters())), component=torch.arange(len(first)) % self.components))
         for weight_generator, code in zip(self.weight_generators, codes, strict=True):
             assert isinstance(weight_generator, WeightGenerator)
             weight_generator.hidden(code)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
-    def codes(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> list[Tensor]:
-        """Map latents ``(S, latent_dim)`` and components ``(S,)`` to codes, one ``(S, filters, code_size)`` for every bank."""
+    @property
+    def _own_gradient(self) -> float:
+        return float(self.components) if self.training else 1.0
+
+    def codes(self, latents: Latents) -> list[Tensor]:
+        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
         codes: list[Tensor] = self.extractor(latents)
         if self.mean_codes is None:
             return codes
-        means = rows_of(self.mean_codes, components, own_gradient).split([bank.filters for bank in self.banks], dim=1)
+        means = rows_of(self.mean_codes, latents.component, self._own_gradient).split(
+            [bank.filters for bank in self.banks], dim=1
+        )
         return [mean + self.spread * code for mean, code in zip(means, codes, strict=True)]
 
-    def forward(self, latents: Tensor, components: Tensor, own_gradient: float = 1.0) -> dict[str, Tensor]:
+    def of_banks(self) -> Sequence[nn.Module]:
+        """The weight generator of every bank."""
+        return list(self.weight_generators)
+
+    def forward(self, latents: Latents) -> dict[str, Tensor]:
         """Generate the weights of S networks.
 
         Args:
-            latents: ``(S, latent_dim)``.
-            components: ``(S,)``, integers.
-            own_gradient: What the gradient of mean codes and offsets is multiplied by. In a loss that is the mean over S
-                networks the share of a component shrinks with the number of components; multiplied by that number, the
-                learning rate and the weight decay of one network fit every component.
+            latents: What they are generated from.
 
         Returns:
             ``{name: (S, *shape)}`` for every generated parameter, in the generator's dtype also under autocast.
         """
-        codes = self.codes(latents, components, own_gradient)
-        filters = [
-            generate(code, components, own_gradient) for generate, code in zip(self.weight_generators, codes, strict=True)
-        ]
+        pairs = zip(self.weight_generators, self.codes(latents), strict=True)
+        filters = [generate(code, latents.component, self._own_gradient) for generate, code in pairs]
+        if self.conditioner is not None and latents.context is not None:
+            added = zip(filters, self.weight_generators, self.conditioner(latents.context), strict=True)
+            filters = [filter_ + generate.scale * more for filter_, generate, more in added]
         dtype = next(self.parameters()).dtype
         return {name: value.to(dtype) for name, value in self.banks.assemble(filters).items()}

@@ -1,34 +1,89 @@
-"""Prior: where latents come from, with random numbers of its own."""
+"""Latents: what networks are generated from; and the priors that draw them."""
 
 from __future__ import annotations
 
+import math
 import random
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
-from torch.distributions import Distribution
+from torch import Tensor, distributed, nn
+from torch.distributions import Distribution, Normal
 
 
-class Prior:
-    """Draws latents and the components they belong to.
-
-    Every draw is seeded by the prior's seed, the number of the draw and the rank: ranks draw different networks, and a restored
-    state continues bit for bit. The global random state is left alone.
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What S networks are generated from.
 
     Args:
-        distribution: ``"normal"``, ``"uniform"`` on [-1, 1], or a distribution of single numbers or of vectors of `latent_dim`.
+        z: ``(S, latent_dim)``.
+        component: ``(S,)``, integers: which component of the prior each z belongs to; zeros if there is one.
+        context: ``(S, context_dim)``, the condition of each network; None where there are no conditions.
+    """
+
+    z: Tensor
+    component: Tensor
+    context: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, index: slice | Tensor) -> Latents:
+        """Some of them; takes a slice or a tensor of indices."""
+        return self.map(lambda value: value[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Latents:
+        """Change every tensor."""
+        return Latents(change(self.z), change(self.component), None if self.context is None else change(self.context))
+
+    def to(self, reference: Tensor) -> Latents:
+        """Move to the device of another tensor, and real numbers to its type."""
+        return self.map(lambda value: value.to(reference) if value.is_floating_point() else value.to(reference.device))
+
+    def detach(self) -> Latents:
+        """The same numbers without gradients, in memory of their own."""
+        return self.map(lambda value: value.detach().clone())
+
+    def given(self, context: Tensor | None) -> Latents:
+        """The same latents under another condition, ``(S, context_dim)`` or ``(context_dim,)`` for all."""
+        if context is not None:
+            context = context.expand(len(self), context.shape[-1])
+        return Latents(self.z, self.component, context)
+
+
+class Prior(nn.Module, ABC):
+    """The distribution of latents.
+
+    A prior has one method to write, `sample`; where it knows its density, `log_prob` as well. It may own parameters, which
+    join the optimizer. Every draw is seeded by the prior's seed, the number of the draw and the rank: ranks draw different
+    networks, and a restored state continues bit for bit. The global random state is left alone.
+
+    Args:
         latent_dim: Numbers in z.
         components: Number of components.
     """
 
-    def __init__(self, distribution: Literal["normal", "uniform"] | Distribution, latent_dim: int, components: int) -> None:
-        if not isinstance(distribution, Distribution) and distribution not in ("normal", "uniform"):
-            raise ValueError(f"prior must be 'normal', 'uniform' or a distribution, not {distribution!r}")
-        self.distribution, self.latent_dim, self.components = distribution, latent_dim, components
+    def __init__(self, latent_dim: int, components: int = 1) -> None:
+        super().__init__()
+        self.latent_dim, self.components = latent_dim, components
         self.seed, self.draws = torch.initial_seed() % 2**62, 0
 
-    def draw(self, n: int, component: int | None = None) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def sample(self, component: Tensor) -> Tensor:
+        """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``, with torch's global random numbers."""
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log density of latents, ``(S,)``, in nats: of z and its component, which are drawn evenly.
+
+        Raises:
+            NotImplementedError: If the prior does not know its density.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not know its density; choose a prior with log_prob")
+
+    def draw(self, n: int, component: int | None = None) -> Latents:
         """Draw latents.
 
         Args:
@@ -36,21 +91,118 @@ class Prior:
             component: The component of all; None: all components evenly, in random order.
 
         Returns:
-            Latents ``(n, latent_dim)`` and components ``(n,)``, on the CPU.
+            n latents without a condition, on the prior's device.
         """
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
         seed = random.Random(f"{self.seed}-{self.draws}-{rank}").getrandbits(62)
         self.draws += 1
+        where = next((value.device for value in (*self.parameters(), *self.buffers())), torch.device("cpu"))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            latents = self._latents(n)
+            self.sample(torch.zeros(n, dtype=torch.long, device=where))  # so that components come after z in the random numbers
             order = torch.cat([torch.randperm(self.components, device="cpu") for _ in range(n // self.components + 1)])[:n]
-        return latents, order if component is None else torch.full((n,), component, device="cpu")
+            chosen = order if component is None else torch.full((n,), component, device="cpu")
+            torch.default_generator.manual_seed(seed)
+            return Latents(self.sample(chosen.to(where)), chosen.to(where))
 
-    def _latents(self, n: int) -> Tensor:
-        if isinstance(self.distribution, Distribution):
-            of_vectors = self.distribution.batch_shape + self.distribution.event_shape
-            return self.distribution.sample(torch.Size((n,) if of_vectors else (n, self.latent_dim)))
-        if self.distribution == "uniform":
-            return torch.rand(n, self.latent_dim, device="cpu") * 2 - 1
-        return torch.randn(n, self.latent_dim, device="cpu")
+    def get_extra_state(self) -> dict[str, int]:
+        """Seed and number of draws."""
+        return {"seed": self.seed, "draws": self.draws}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Continue the random numbers of a checkpoint, bit for bit."""
+        self.seed, self.draws = state["seed"], state["draws"]
+
+    def _evenly(self, log_prob: Tensor) -> Tensor:
+        """The log density of z ``(S, latent_dim)`` or ``(S,)`` with that of its component."""
+        return log_prob.reshape(len(log_prob), -1).sum(1) - math.log(self.components)
+
+
+class NormalPrior(Prior):
+    """Independent standard normal numbers."""
+
+    def sample(self, component: Tensor) -> Tensor:
+        """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
+        return torch.randn(len(component), self.latent_dim, device="cpu")
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log density of latents, ``(S,)``, in nats."""
+        return self._evenly(Normal(0.0, 1.0).log_prob(latents.z))
+
+
+class UniformPrior(Prior):
+    """Independent numbers, uniform on [-1, 1]."""
+
+    def sample(self, component: Tensor) -> Tensor:
+        """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
+        return torch.rand(len(component), self.latent_dim, device="cpu") * 2 - 1
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log density of latents, ``(S,)``, in nats; minus infinity outside of the cube."""
+        inside = (latents.z.abs() <= 1).all(1)
+        return self._evenly(torch.where(inside, -self.latent_dim * math.log(2), -math.inf).to(latents.z))
+
+
+class MixturePrior(Prior):
+    """A normal distribution of its own for every component, whose means and deviations are trained.
+
+    Args:
+        latent_dim: Numbers in z.
+        components: Number of components.
+        separation: Standard deviation of the means at the start.
+    """
+
+    def __init__(self, latent_dim: int, components: int = 1, separation: float = 1.0) -> None:
+        super().__init__(latent_dim, components)
+        if not separation >= 0:
+            raise ValueError(f"separation must be 0 or more, not {separation!r}")
+        self.mean = nn.Parameter(separation * torch.randn(components, latent_dim))
+        self.log_std = nn.Parameter(torch.zeros(components, latent_dim))
+
+    def sample(self, component: Tensor) -> Tensor:
+        """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
+        noise = torch.randn(len(component), self.latent_dim, device="cpu").to(self.mean)
+        return self.mean[component] + self.log_std[component].exp() * noise
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log density of latents, ``(S,)``, in nats."""
+        own = Normal(self.mean[latents.component], self.log_std[latents.component].exp())
+        return self._evenly(own.log_prob(latents.z))
+
+
+class DistributionPrior(Prior):
+    """A distribution of torch, of single numbers or of vectors.
+
+    Args:
+        latent_dim: Numbers in z.
+        components: Number of components.
+        distribution: The distribution, or the name of its class in `torch.distributions`.
+        arguments: What the class is made with, where it is named: numbers or lists of numbers.
+
+    Raises:
+        ValueError: If there is no such distribution, or its vectors have another size.
+    """
+
+    def __init__(
+        self, latent_dim: int, components: int = 1, distribution: Distribution | str = "Laplace", **arguments: Any
+    ) -> None:
+        super().__init__(latent_dim, components)
+        if isinstance(distribution, str):
+            made = getattr(torch.distributions, distribution, None)
+            if not (isinstance(made, type) and issubclass(made, Distribution)):
+                raise ValueError(f"torch.distributions has no distribution {distribution!r}")
+            values = {name: torch.as_tensor(value, dtype=torch.get_default_dtype()) for name, value in arguments.items()}
+            distribution = made(**values)  # type: ignore[arg-type]
+        self.distribution = distribution
+        self._shape = (*distribution.batch_shape, *distribution.event_shape)
+        if self._shape not in ((), (latent_dim,)):
+            raise ValueError(f"the prior draws numbers of shape {self._shape}, and latents have {latent_dim}: set latent_dim")
+
+    def sample(self, component: Tensor) -> Tensor:
+        """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
+        n = len(component)
+        return self.distribution.sample(torch.Size((n,) if self._shape else (n, self.latent_dim)))
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log density of latents, ``(S,)``, in nats."""
+        return self._evenly(self.distribution.log_prob(latents.z))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.symmetry.gauge import Gauge, GaugeName, NoGauge
+from lightning_hypernet.symmetry.gauge import Gauge, NoGauge
 from lightning_hypernet.symmetry.graph import Graphs, SymmetryError, export
 from lightning_hypernet.symmetry.order import Block
 from lightning_hypernet.symmetry.scale import ChannelGroups
@@ -40,7 +40,7 @@ class SymmetriesOnDemand:
         self.structure = structure
         self._graphs: Graphs | None = None
         self._symmetries: Symmetries | None = None
-        self._gauge: GaugeName | Gauge = "auto"
+        self._gauge: Gauge | None = None
         if examples is None or structure is not None:
             return
         try:
@@ -52,16 +52,26 @@ class SymmetriesOnDemand:
             else:
                 warnings.warn(f"the order of the modules shows the filters, since {error}", stacklevel=4)
 
-    def of(self, generated: Sequence[str], gauge: GaugeName | Gauge, network: Callable[[], nn.Module]) -> SymmetriesOnDemand:
+    def of(
+        self,
+        generated: Sequence[str],
+        network: Callable[[], nn.Module],
+        gauge: Gauge | Callable[[SymmetriesOnDemand], Gauge],
+        automatic: bool,
+    ) -> SymmetriesOnDemand:
         """The same symmetries, of parameters that are generated now.
 
         Args:
             generated: Names of the parameters that symmetries may change.
-            gauge: A gauge, or its name. Under ``"auto"`` a target whose graph can't be read has none, and a warning tells.
             network: Gives a network of the target, in training mode, its frozen layers in evaluation mode.
+            gauge: A gauge, or what makes it of the symmetries when it is first needed.
+            automatic: Whether a target whose graph can't be read has no gauge, of which a warning tells; else it is an error.
         """
-        self._generated, self._network = list(generated), network
-        self._gauge = NoGauge() if gauge == "none" else gauge
+        self._generated, self._network, self._automatic = list(generated), network, automatic
+        if isinstance(gauge, Gauge):
+            self._gauge = gauge
+        else:
+            self._make = gauge
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,17 +116,17 @@ class SymmetriesOnDemand:
             The gauge-fixed weights.
 
         Raises:
-            SymmetryError: If the gauge was chosen by its name, not ``"auto"``, and the target has none.
+            SymmetryError: If the gauge that was chosen needs symmetries that the target does not show.
         """
         gauge = self._chosen()
         return gauge(weights) if names is None else gauge.select(weights, names)
 
     def _chosen(self) -> Gauge:
-        if not isinstance(self._gauge, Gauge):
+        if self._gauge is None:
             try:
-                self._gauge = self._read().gauge(self._gauge, self._example)
+                self._gauge = self._make(self)
             except SymmetryError as error:
-                if self._gauge != "auto":
+                if not self._automatic:
                     raise
                 warnings.warn(f"no gauge is fixed: {error}", stacklevel=4)
                 if self.examples is None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.symmetry.order import Block
 from lightning_hypernet.symmetry.scale import ChannelGroups, Level
-
-GaugeName = Literal["auto", "scale", "softmax", "permutation", "none"]
 
 
 class Gauge(ABC):
@@ -213,25 +212,50 @@ class PermutationGauge(Gauge):
         return [block for block in self.blocks if any(axis.parameter in names for axis in block.axes)]
 
 
-def build_gauge(name: GaugeName, groups: ChannelGroups, blocks: Callable[[], Sequence[Block]]) -> Gauge:
-    """The gauge of a name.
+class Symmetric(Protocol):
+    """What gauges are made from: the symmetries of a target, read when they are asked for."""
 
-    Args:
-        name: ``"auto"`` and ``"scale"``: the scale of every channel group. ``"softmax"``: also the shift of the logits, which
-            a softmax does not see; only where the outputs feed one. ``"permutation"``: the scale, and the order of channels.
-        groups: The channel groups of the target.
-        blocks: Gives its blocks of interchangeable channels.
+    @property
+    def groups(self) -> ChannelGroups:
+        """What may be scaled."""
 
-    Returns:
-        The gauge.
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """What may be permuted."""
+
+
+def scale_gauge(symmetries: Symmetric) -> Gauge:
+    """The scale of every channel group."""
+    return ScaleGauge(symmetries.groups)
+
+
+def permutation_gauge(symmetries: Symmetric) -> Gauge:
+    """The scale of channels, and their order."""
+    return ComposedGauge(ScaleGauge(symmetries.groups), PermutationGauge(symmetries.blocks))
+
+
+def softmax_gauge(symmetries: Symmetric) -> Gauge:
+    """The scale of channels, and the shift of the logits, which a softmax does not see; for outputs that feed one.
 
     Raises:
-        SymmetryError: If the shift of the logits shall be fixed and the output is not a linear layer's with a generated bias.
+        SymmetryError: If the output is not a linear layer's with a generated bias.
     """
-    if name == "permutation":
-        return ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks()))
-    if name != "softmax":
-        return ScaleGauge(groups)
-    if groups.output is None:
+    output = symmetries.groups.output
+    if output is None:
         raise SymmetryError("gauge='softmax' needs an output from a linear layer whose bias is generated; take 'scale'")
-    return ComposedGauge(ScaleGauge(groups), LogitShiftGauge(groups.output))
+    return ComposedGauge(ScaleGauge(symmetries.groups), LogitShiftGauge(output))
+
+
+def no_gauge(symmetries: Symmetric) -> Gauge:
+    """Nothing is fixed."""
+    return NoGauge()
+
+
+@hookimpl
+def hypernet_register_gauges(register: Callable[[str, Callable[..., Gauge]], None]) -> None:
+    """Register the built-in gauges; ``"auto"`` is ``"scale"`` where it can be had."""
+    register("auto", scale_gauge)
+    register("scale", scale_gauge)
+    register("softmax", softmax_gauge)
+    register("permutation", permutation_gauge)
+    register("none", no_gauge)

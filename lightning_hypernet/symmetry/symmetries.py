@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_hypernet.symmetry.alignment import symmetry_distance
 from lightning_hypernet.symmetry.certificate import certify
-from lightning_hypernet.symmetry.gauge import Gauge, GaugeName, ScaleGauge, build_gauge
+from lightning_hypernet.symmetry.gauge import ScaleGauge
 from lightning_hypernet.symmetry.graph import Graphs, export
 from lightning_hypernet.symmetry.order import Block, blocks_of_both, propose_blocks
 from lightning_hypernet.symmetry.scale import groups_of_both, read_groups
@@ -92,21 +92,6 @@ class Symmetries:
         if self._certified is None:
             self._certified = certify(self.proposed, *example())
         return self._certified
-
-    def gauge(self, name: GaugeName, example: Example) -> Gauge:
-        """The gauge of a name, as `build_gauge` gives it.
-
-        Args:
-            name: Its name.
-            example: Gives a network and its inputs, should blocks be needed.
-
-        Returns:
-            The gauge.
-
-        Raises:
-            SymmetryError: If the target has no such gauge.
-        """
-        return build_gauge(name, self.groups, lambda: self.blocks(example))
 
     def distance(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], example: Example) -> Tensor:
         """Distance of networks from others after scale and permutation are taken out, as `symmetry_distance` gives it.

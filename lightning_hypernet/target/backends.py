@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,13 +13,18 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.networks import Networks, call
 from lightning_hypernet.target.state import State
 
 
 class Backend(ABC):
-    """A way of running many networks. The numbers are the same whichever is taken; only time and memory differ."""
+    """A way of running many networks. The numbers are the same whichever is taken; only time and memory differ.
+
+    A backend takes replicas from the networks (`Networks.hold`) and calls them through `Networks.call`, which sees what a
+    target does when it first runs. What it can't run it leaves to the loop by raising.
+    """
 
     @abstractmethod
     def run(
@@ -36,6 +41,10 @@ class Backend(ABC):
         Returns:
             The output of every network that got a part of the arguments.
         """
+
+    def takes(self, arguments: Arguments) -> bool:
+        """Whether it runs calls of such arguments; the loop runs the others."""
+        return True
 
 
 class Loop(Backend):
@@ -61,6 +70,10 @@ class Loop(Backend):
 class Vmap(Backend):
     """All networks at once, by `torch.func.vmap`; for layers and shapes that it can batch."""
 
+    def takes(self, arguments: Arguments) -> bool:
+        """Whether all networks get equally much, and there are several."""
+        return arguments.even and arguments.parts != 1
+
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
     ) -> list[Any]:
@@ -70,6 +83,8 @@ class Vmap(Backend):
             RuntimeError: If vmap can't run the target, or what it does there would not be right.
         """
         replicas, habits = networks.replicas, networks.replicas.habits
+        if habits.keeps_state:
+            raise RuntimeError("it keeps state of its own from one call to the next")
         count = arguments.parts or len(networks)
         weights = {name: habits.weight(value[:count]) for name, value in networks.weights.items()}
         leaves = [habits.input(leaf) for leaf in arguments.stacked()]
@@ -115,6 +130,14 @@ class Vmap(Backend):
 
 
 BACKENDS: dict[str, Backend] = {"loop": Loop(), "vmap": Vmap()}
+"""The backends that ``"auto"`` chooses from."""
+
+
+@hookimpl
+def hypernet_register_backends(register: Callable[[str, type[Backend]], None]) -> None:
+    """Register the built-in backends."""
+    register("loop", Loop)
+    register("vmap", Vmap)
 
 
 class _Recomputed(torch.utils.checkpoint.CheckpointFunction):

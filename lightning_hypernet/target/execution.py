@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.fx
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hypernet.target.arguments import Arguments, stack
-from lightning_hypernet.target.backends import BACKENDS
+from lightning_hypernet.target.backends import BACKENDS, Backend, Loop
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Watch, check_reach
@@ -25,8 +25,6 @@ from lightning_hypernet.target.places import Placeholder, find_places
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
 
-ExecutionMode = Literal["auto", "loop", "vmap"]
-
 
 class Executor:
     """A target without weights of its own, which runs with the weights it is given.
@@ -34,17 +32,18 @@ class Executor:
     Args:
         target: The target. It is copied; the copy keeps what is not generated.
         aliases: For every generated parameter its names in the target; more than one where parameters are tied.
-        mode: ``"loop"`` runs one network after the other, ``"vmap"`` all at once, ``"auto"`` whichever is faster, measured once
-            for every signature of a call. What vmap can't run (recurrent layers, solvers, uneven parts) goes to the loop.
+        backend: What runs the networks; None: the loop or vmap, whichever is faster, measured once for every signature of a
+            call. What a backend can't run (for vmap recurrent layers, solvers, uneven parts) goes to the loop.
+        choice: How the backend was chosen, by a name or a mapping, as files keep it.
 
     Raises:
-        ValueError: If there is no such mode, or the target can't be copied.
+        ValueError: If the target can't be copied.
     """
 
-    def __init__(self, target: nn.Module, aliases: Mapping[str, Sequence[str]], mode: ExecutionMode = "auto") -> None:
-        if mode not in get_args(ExecutionMode):
-            raise ValueError(f"execution must be one of {', '.join(get_args(ExecutionMode))}, not {mode!r}")
-        self.mode = mode
+    def __init__(
+        self, target: nn.Module, aliases: Mapping[str, Sequence[str]], backend: Backend | None = None, choice: Any = "auto"
+    ) -> None:
+        self.backend, self.choice = backend, choice
         self.aliases = {name: tuple(names) for name, names in aliases.items()}
         own: dict[str, Tensor] = {name: target.get_parameter(name) for name in self.aliases}
         _refuse_scripted(target, own)
@@ -223,27 +222,30 @@ class Executor:
         return outputs
 
     def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> Callable[[], list[Any]]:
-        habits, alone = self.replicas.habits, not arguments.even or arguments.parts == 1
-        if alone or self.mode == "loop" or (self.mode == "auto" and (habits.keeps_state or not habits.batchable)):
-            return functools.partial(BACKENDS["loop"].run, networks, arguments, method)
-        name = self.choices.of(networks, arguments, method) if self.mode == "auto" else self.mode
-        return functools.partial(self._or_loop, name, networks, arguments, method, chunk_size)
+        habits, loop, backend = self.replicas.habits, BACKENDS["loop"], self.backend
+        if backend is None:
+            batchable = BACKENDS["vmap"].takes(arguments) and habits.batchable and not habits.keeps_state
+            backend = BACKENDS[self.choices.of(networks, arguments, method)] if batchable else loop
+        if isinstance(backend, Loop) or not backend.takes(arguments):
+            return functools.partial(loop.run, networks, arguments, method)
+        return functools.partial(self._or_loop, backend, networks, arguments, method, chunk_size)
 
-    def _or_loop(self, name: str, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> list[Any]:
+    def _or_loop(
+        self, backend: Backend, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None
+    ) -> list[Any]:
         """Run networks; one after the other, if a backend can't."""
         try:
-            return BACKENDS[name].run(networks, arguments, method, chunk_size)
+            return backend.run(networks, arguments, method, chunk_size)
         except Exception as error:
-            if name == "loop":
-                raise
             outputs = BACKENDS["loop"].run(networks, arguments, method)
-            if self.mode == "auto":
+            if self.backend is None:
                 self.choices.refuse(networks, arguments, method)
             else:
-                self.mode = "loop"
+                self.backend = BACKENDS["loop"]
                 reason = str(error).strip().partition("\n")[0]
                 warnings.warn(
-                    f"{name} cannot run {type(self.target).__name__}, so its networks run one after the other: {reason}",
+                    f"{type(backend).__name__} cannot run {type(self.target).__name__}, so its networks run one after the "
+                    f"other: {reason}",
                     stacklevel=2,
                 )
             return outputs

@@ -177,7 +177,7 @@ def test_weight_losses_are_low_for_diverse_populations(name):
 def test_variance_is_that_within_components():
     _, population = trained_population(torch.float64, components=2)
     vectors = population.gauged
-    within = torch.cat([own - own.mean(0) for own in (vectors[population.components == k] for k in range(2))])
+    within = torch.cat([own - own.mean(0) for own in (vectors[population.latents.component == k] for k in range(2))])
     expected = -0.5 * (within.square().mean(0) + 1e-8).log().mean()
     assert torch.allclose(Variance()(population), expected)
 
@@ -357,7 +357,9 @@ def test_weights_and_several_at_once():
 
 
 def test_unknown_names_and_arguments():
-    with pytest.raises(ValueError, match="unknown diversity loss 'entropi'; there are ensemble, entropy"):
+    with pytest.raises(
+        ValueError, match="unknown diversity loss 'entropi'; did you mean 'entropy'. there are ensemble, entropy"
+    ):
         Plugins().build_diversity("entropi")
-    with pytest.raises(TypeError, match="'variance' does not take these arguments"):
+    with pytest.raises(TypeError, match="'variance' does not take these options"):
         Plugins().build_diversity({"variance": {"power": 2}})

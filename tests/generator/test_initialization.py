@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_hypernet import Hypernet
+from lightning_hypernet import Hypernet, Latents
 
 
 def plain_net(depth, width=64):
@@ -101,7 +101,7 @@ def test_parameters_that_no_rule_reads_start_alike_in_all_components():
     torch.manual_seed(0)
     target = Table()
     hypernet = Hypernet(target, components=3, generator={"gain": 0.01})
-    weights = hypernet.decode(torch.randn(3, 64), torch.arange(3)).weights
+    weights = hypernet.decode(Latents(torch.randn(3, 64), torch.arange(3))).weights
     assert (weights["rates"] - target.rates).abs().max() < 0.1
     assert (weights["layer_scale"] - 1e-6).abs().max() < 1e-7
     assert (weights["layer.weight"][1] - weights["layer.weight"][0]).abs().max() > 0.1

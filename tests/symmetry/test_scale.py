@@ -450,7 +450,7 @@ def test_a_target_that_cannot_be_exported():
         _ = Hypernet(nn.Linear(3, 2), gauge="scale").sample(2).gauged
     with pytest.raises(SymmetryError, match="needs an output from a linear layer"):
         _ = trained(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), x, gauge="softmax").population.gauged
-    with pytest.raises(ValueError, match="gauge must be one of"):
+    with pytest.raises(ValueError, match="unknown gauge 'logits'; there are auto, none, permutation, scale, softmax"):
         Hypernet(nn.Linear(3, 2), gauge="logits")
 
 

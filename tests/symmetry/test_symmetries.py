@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_hypernet.symmetry import order, scale
-from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge
+from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge, permutation_gauge, scale_gauge
 from lightning_hypernet.symmetry.graph import SymmetryError, export
 from lightning_hypernet.symmetry.order import propose_blocks
 from lightning_hypernet.symmetry.scale import read_groups
@@ -182,6 +182,21 @@ def test_constants_in_the_shape_of_activations_are_pinned(buffer):
     assert report.groups.count == 0
 
 
+class Shown:
+    """Symmetries with an example, as gauges read them."""
+
+    def __init__(self, symmetries, example):
+        self.symmetries, self.example = symmetries, example
+
+    @property
+    def groups(self):
+        return self.symmetries.groups
+
+    @property
+    def blocks(self):
+        return self.symmetries.blocks(self.example)
+
+
 def test_one_export_in_each_mode(monkeypatch):
     modes = []
     plain = torch.export.export
@@ -195,7 +210,7 @@ def test_one_export_in_each_mode(monkeypatch):
     symmetries = read(module, x)
     assert symmetries.structure.output == "4.weight"
     assert symmetries.blocks(lambda: (module, (x,), {}))
-    symmetries.gauge("permutation", lambda: (module, (x,), {}))
+    permutation_gauge(Shown(symmetries, lambda: (module, (x,), {})))
     weights = random_weights(module)
     assert symmetries.distance(weights, weights, lambda: (module, (x,), {})).max() < 1e-6
     assert modes == [False, True]
@@ -209,9 +224,9 @@ def test_blocks_are_certified_once_and_when_asked_for():
         asked.append(1)
         return module, (x,), {}
 
-    assert isinstance(symmetries.gauge("scale", example), ScaleGauge)
+    assert isinstance(scale_gauge(Shown(symmetries, example)), ScaleGauge)
     assert not asked
-    symmetries.gauge("permutation", example)
+    permutation_gauge(Shown(symmetries, example))
     assert symmetries.blocks(example) is symmetries.blocks(example)
     assert len(asked) == 1
 
@@ -224,7 +239,7 @@ def test_symmetries_are_copied_and_pickled():
     for other in (copy.deepcopy(symmetries), pickle.loads(pickle.dumps(symmetries))):
         assert other.structure == symmetries.structure
         assert [block.channels() for block in other.blocks(None)] == [block.channels() for block in blocks]
-        one, same = (each.gauge("permutation", None)(weights) for each in (symmetries, other))
+        one, same = (permutation_gauge(Shown(each, None))(weights) for each in (symmetries, other))
         assert all(torch.equal(one[name], same[name]) for name in one)
 
 

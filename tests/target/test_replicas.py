@@ -602,7 +602,7 @@ class Renormed(nn.Module):
 
 @pytest.mark.parametrize("execution", ["loop", "vmap"])
 @pytest.mark.parametrize("make", [lambda: Clamped(True), lambda: Clamped(False), Renormed])
-@pytest.mark.filterwarnings("ignore:vmap cannot run")
+@pytest.mark.filterwarnings("ignore:Vmap cannot run")
 def test_targets_that_write_their_weights(make, execution):
     hypernet = double(make(), execution=execution)
     x = rows() * 5
@@ -724,7 +724,7 @@ def test_two_populations_and_one_backward_pass(execution):
     hypernet.zero_grad()
     total = 0.0
     for population in populations:
-        again = hypernet.populate(population.latents, population.components, own_gradient=hypernet.components)
+        again = hypernet.populate(population.latents)
         for index, part in enumerate(x.split(2)):
             row = {name: value[index] for name, value in again.weights.items()}
             total = total + torch.func.functional_call(KINDS["mlp"].make().double(), row, (part,)).square().sum()
@@ -761,7 +761,7 @@ def test_solvers_of_differential_equations(adjoint):
     output.square().sum().backward()
     found = gradients(hypernet)
     hypernet.zero_grad()
-    again = hypernet.populate(population.latents, population.components, own_gradient=hypernet.components)
+    again = hypernet.populate(population.latents)
     plain = Flow(False).double()
     parts = [
         torch.func.functional_call(plain, {name: value[index] for name, value in again.weights.items()}, (part,))

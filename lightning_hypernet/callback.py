@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from lightning_hypernet.checkpoint import differences, write
+from lightning_hypernet.checkpoint import differences, recorded, write
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.plugins import Plugins
@@ -80,7 +80,8 @@ class HypernetCallback(_Base):
             options = dict(Plugins(plugins).presets.find(preset))
             diversity = options.pop("diversity", None) if diversity is None else diversity
             defaults = {name: one.default for name, one in inspect.signature(Hypernet).parameters.items()}
-            given = {name: value for name, value in hypernet_options.items() if value != defaults.get(name)}
+            plain, default = recorded(hypernet_options), recorded(defaults)
+            given = {name: value for name, value in hypernet_options.items() if plain[name] != default.get(name)}
             hypernet_options = {**hypernet_options, **options, **given}
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
         unknown = sorted(set(hypernet_options) - set(known))

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "hypernet"
-_NAMED = ("prior", "gauge", "execution", "distribution")
+
+
+@dataclass(frozen=True, eq=False)
+class Unnamed:
+    """An object among plain values, which has no name to be found by again; equal to itself alone.
+
+    Args:
+        value: The object.
+    """
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unnamed) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a Hypernet in plain values, as checkpoints and YAML hold them; None for an object that has no name."""
+    """Arguments of a Hypernet in plain values, as checkpoints and YAML hold them; other objects are `Unnamed`."""
     return {name: _plain(value) for name, value in options.items()}
 
 
@@ -26,7 +46,11 @@ def differences(built: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 
 def write(
-    checkpoint: dict[str, Any], target: str, prefix: str, options: Mapping[str, Any], plugins: Sequence[str] = ()
+    checkpoint: dict[str, Any],
+    target: str,
+    prefix: str,
+    options: Mapping[str, Any],
+    needs: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Store the recipe of a Hypernet in a Lightning checkpoint.
 
@@ -35,12 +59,12 @@ def write(
         target: Path of the target in the LightningModule.
         prefix: What the names of the Hypernet's tensors begin with.
         options: What it was built with.
-        plugins: Names of the plug-ins that brought some of it.
+        needs: What it has of plug-ins.
 
     Raises:
         ValueError: If a part of it was given as an object without a name, which nobody could find again.
     """
-    unnamed = [name for name in _NAMED if options[name] is None]
+    unnamed = list(_unnamed(options))
     if unnamed:
         raise ValueError(
             f"the {' and the '.join(unnamed)} of the target {target!r} can't be stored: given as an object, it has no name to "
@@ -50,11 +74,11 @@ def write(
         "format": FORMAT,
         "prefix": prefix,
         "options": dict(options),
-        "plugins": list(plugins),
+        "needs": [list(need) for need in needs],
     }
 
 
-def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, str]]]:
     """Read a Hypernet's recipe and tensors from a Lightning checkpoint.
 
     Args:
@@ -62,7 +86,7 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         name: The callback's `target`, if there were several.
 
     Returns:
-        The options, the state dict without diversity losses, and the names of the plug-ins that are needed.
+        The options, the state dict without diversity losses, and what it had of plug-ins.
 
     Raises:
         ValueError: If the checkpoint holds no such Hypernet or has an unknown format.
@@ -85,15 +109,24 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
     }
-    return recipe["options"], state, recipe["plugins"]
+    return recipe["options"], state, [tuple(need) for need in recipe["needs"]]
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and lists of plain values; None for any other object."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+    """Mappings and lists of plain values; any other object is `Unnamed`."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
-    return value if isinstance(value, (str, bool, int, float)) else None
+    if isinstance(value, (Tensor, np.generic)) and value.ndim == 0:
+        value = value.item()
+    return value if value is None or type(value) in (str, bool, int, float) else Unnamed(value)
+
+
+def _unnamed(value: Any, path: str = "") -> Iterator[str]:
+    """Where objects without a name are, as in ``prior.distribution``."""
+    if isinstance(value, Unnamed):
+        yield path
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from _unnamed(entry, f"{path}.{key}" if path else str(key))

@@ -23,7 +23,7 @@ from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.replicas import version_of
 
-_TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
+_TENSORS, _RECIPE, _FORMAT = "ensemble.safetensors", "ensemble.json", 2
 
 
 class Ensemble(nn.Module):
@@ -176,13 +176,12 @@ class Ensemble(nn.Module):
             folder: Made if it does not exist.
             recipe: How to build the target: ``{"class_path": "timm.create_model", "init_args": {...}}``; None: `load` is given
                 a target.
+
+        Raises:
+            TypeError: If the recipe, or the options of the backend, are no plain values.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
-        save_file(state, folder / _TENSORS)
         content = {
-            "format": 1,
+            "format": _FORMAT,
             "members": len(self),
             "reduce": self.reduce,
             "execution": self.executor.choice,
@@ -191,7 +190,11 @@ class Ensemble(nn.Module):
             "aliases": self.executor.aliases,
             "target": None if recipe is None else dict(recipe),
         }
-        (folder / _RECIPE).write_text(json.dumps(content, indent=2))
+        text = json.dumps(content, indent=2)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.clone().contiguous() for name, value in self.state_dict().items()}, folder / _TENSORS)
+        (folder / _RECIPE).write_text(text)
 
     @classmethod
     def load(cls, folder: str | Path, target: nn.Module | None = None, plugins: Sequence[object] = ()) -> Ensemble:
@@ -204,9 +207,13 @@ class Ensemble(nn.Module):
             plugins: Plug-ins beside the installed ones, if one of them brought the backend.
 
         Raises:
-            ValueError: If there is neither a target nor a recipe, or the tensors do not fit the target.
+            ValueError: If there is neither a target nor a recipe, the tensors do not fit the target, or the format is another.
         """
         content = json.loads((Path(folder) / _RECIPE).read_text())
+        if content.get("format") != _FORMAT:
+            raise ValueError(
+                f"{folder} has the format {content.get('format')!r}, not {_FORMAT}; read it with the version that wrote it"
+            )
         if target is None:
             if content["target"] is None:
                 raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")

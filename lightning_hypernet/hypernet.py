@@ -54,8 +54,8 @@ class Hypernet(Sampler):
             ``"mixture"``, a normal distribution for every component, trained, or ``"torch"``, a distribution of torch; or a
             `Prior`, or a distribution of single numbers or of vectors of `latent_dim`.
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
-            networks. In training what each has of its own gets its gradient times this number, so that the target's learning
-            rate fits.
+            networks. In training these get their gradient times this number, so that the target's learning rate
+            fits.
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options.
@@ -108,6 +108,8 @@ class Hypernet(Sampler):
         structure: Structure | Mapping[str, Any] | None = None,
     ) -> None:
         _check(target, reduce, latent_dim=latent_dim, components=components, samples=samples, members=members)
+        if context_dim < 0:
+            raise ValueError(f"context_dim must be 0 or more, not {context_dim!r}")
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
@@ -184,12 +186,12 @@ class Hypernet(Sampler):
 
     @property
     def member_context(self) -> Tensor:
-        """The condition of every member, ``(members, context_dim)``; write to it, ``(context_dim,)`` for all."""
+        """The condition of every member, ``(members, context_dim)``; assign to it, ``(context_dim,)`` for all."""
         return self.members.stored.context
 
     @member_context.setter
     def member_context(self, context: Tensor) -> None:
-        self.members.set_context(context)
+        self.members.set_context(torch.as_tensor(context))
 
     # As a module in place of the target
 
@@ -239,9 +241,18 @@ class Hypernet(Sampler):
         Args:
             context: The condition of all networks, ``(context_dim,)``, or of each, ``(samples, context_dim)``; None: zeros, or
                 that of the step around this one.
+
+        Raises:
+            RuntimeError: If a condition is given in evaluation mode, or when the networks of the step are drawn already.
         """
+        if context is not None and not self.training:
+            raise RuntimeError("in evaluation mode every member has a condition of its own: set member_context")
+        if context is not None and self._steps and self.population is not None:
+            raise RuntimeError("the networks of this step are drawn already: give the condition before the target is called")
         if not self._steps:
-            self.population, self._context = None, context
+            self.population = None
+        if not self._steps or context is not None:
+            self._context = context
         self._steps += 1
         try:
             yield
@@ -257,7 +268,7 @@ class Hypernet(Sampler):
         return self.members.population(self._decode_members, self)
 
     def _decode_members(self) -> Population:
-        return self.decode(self.members.latents)
+        return self.decode(self.prior.renewed(self.members.latents))
 
     def update_statistics(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
         """Estimate the running statistics of every network's norm layers, in one pass over the data.
@@ -318,11 +329,9 @@ class Hypernet(Sampler):
             ValueError: If the checkpoint holds no such Hypernet, or needs a plug-in that is not there.
         """
         options, state, needs = checkpoint.read(path, name)
-        missing = Plugins(plugins).missing(needs)
-        if missing:
-            raise ValueError(
-                f"{path} needs the plug-in {' and the plug-in '.join(missing)}: install the package, or pass plugins=[...]"
-            )
+        lacking = Plugins(plugins).lacking(need for need in needs if need[0] not in changes)
+        if lacking:
+            raise ValueError(f"{path} needs {'; '.join(lacking)}")
         hypernet = cls(target, plugins=plugins, **{**options, **changes})
         hypernet.load_state_dict(state)
         return hypernet.eval()

@@ -28,6 +28,17 @@ RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
 
 _BUILT_IN = (layers, backends, gauge, generator, diversity, presets)
+_HOOKS = {
+    "prior": "hypernet_register_priors",
+    "generator": "hypernet_register_extractors",
+    "distribution": "hypernet_register_distributions",
+    "gauge": "hypernet_register_gauges",
+    "execution": "hypernet_register_backends",
+}
+"""The hooks that bring what options of a Hypernet name."""
+
+Need = tuple[str, str, str]
+"""What a Hypernet has of a plug-in: the option, ``"target"`` for a layer; the name or class chosen; the plug-in's name."""
 
 
 class PluginError(ValueError):
@@ -63,8 +74,8 @@ class Plugins:
 
     Raises:
         PluginError: If a class is given in place of an instance, a hook is unknown or has a wrong signature, a name is
-            registered twice, a rule is registered for a layer that is not the plug-in's own and has one, or a given plug-in
-            raises. The message names the plug-in.
+            registered twice, a rule is registered for a layer that is not the plug-in's own and has one or is a base of such
+            layers, or a given plug-in raises. The message names the plug-in.
     """
 
     def __init__(self, given: Sequence[object] = ()) -> None:
@@ -81,6 +92,7 @@ class Plugins:
         self.rules: dict[type[nn.Module], Rule] = {}
         self._ruled_by: dict[type[nn.Module], str] = {}
         self.failed: dict[str, str] = {}
+        self.left_out: list[str] = []
         self._versions: dict[str, str] = {}
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -113,7 +125,9 @@ class Plugins:
         allowed = os.environ.get(RESTRICT)
         patterns = ["*"] if allowed is None else [pattern.strip() for pattern in allowed.split(",")]
         for name, entries in groups.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                self.left_out.append(name)
+            else:
                 self._versions[name] = entries[0].dist.version if entries[0].dist else ""
                 try:
                     if len(entries) > 1:
@@ -121,16 +135,22 @@ class Plugins:
                     self._take(entries[0].load(), name)
                 except Exception as error:
                     self.failed[name] = " ".join(str(error).split()) or type(error).__name__
+        remark = f", and {RESTRICT} leaves out {', '.join(self.left_out)}" if self.left_out else ""
         if self.failed:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
-            for registry in self._registries.values():
-                registry.remark = f", and these installed ones failed ({reasons}); {RESTRICT} says which are loaded"
+            remark += f", and these installed ones failed ({reasons}); {RESTRICT} says which are loaded"
+        for registry in self._registries.values():
+            registry.remark = remark
 
     def _take(self, plugin: object, name: str) -> None:
         """Check one plug-in and call its hooks; one that fails leaves nothing behind."""
         if inspect.isclass(plugin):
             raise TypeError("it is a class; pass an instance or a module")
-        rules = dict(self.rules)
+        if self._manager.is_registered(plugin):
+            return  # installed, and given too; or announced under two names
+        if self._manager.has_plugin(name):
+            raise ValueError(f"there is another plug-in of this name, {name!r}; rename one")
+        rules, ruled_by = dict(self.rules), dict(self._ruled_by)
         try:
             self._manager.register(plugin, name)
             self._manager.check_pending()
@@ -138,7 +158,7 @@ class Plugins:
                 raise ValueError("it implements no hook; mark its functions with @hookimpl")
             self._collect(plugin, name)
         except Exception:
-            self.rules = rules
+            self.rules, self._ruled_by = rules, ruled_by
             for registry in self._registries.values():
                 registry.remove(name)
             if self._manager.is_registered(plugin):
@@ -155,6 +175,8 @@ class Plugins:
             call(hook, lambda key, thing, registry=registry: registry.add(key, thing, name))
         call("hypernet_register_filters", lambda layer, rule: self._register_rule(layer, rule, plugin, name))
         both = sorted(set(self.generators) & set(self.presets))
+        if "auto" in self.backends:
+            raise ValueError("no backend may be called 'auto', which stands for the faster of the loop and vmap")
         if both:
             raise ValueError(f"{', '.join(both)} would be a preset of generators and of the callback; no name may be both")
 
@@ -163,31 +185,47 @@ class Plugins:
             raise TypeError(f"a filter rule is registered for a class of modules, not for {layer!r}")
         module = plugin.__name__ if inspect.ismodule(plugin) else type(plugin).__module__
         own = plugin in _BUILT_IN or layer.__module__.partition(".")[0] == module.partition(".")[0]
-        ruled = next((cls for cls in layer.__mro__ if cls in self.rules), None)
-        if ruled is layer or (ruled is not None and not own):
+        ruled = next((cls for cls in self.rules if issubclass(layer, cls) or (issubclass(cls, layer) and not own)), None)
+        if layer in self.rules or (ruled is not None and not own):
             raise ValueError(
-                f"{layer.__name__} already has a filter rule, that of {ruled.__name__}; register rules for layers of the "
-                "plug-in's own"
+                f"{layer.__name__} already has a filter rule, or would take that of {ruled and ruled.__name__}; register rules "
+                "for layers of the plug-in's own"
+            )
+        if name in self._versions and not own:
+            raise ValueError(
+                f"{layer.__module__}.{layer.__name__} is not the plug-in's own layer; pass such rules with plugins="
             )
         self.rules[layer] = rule
         self._ruled_by[layer] = name
 
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """Which of these plug-ins are not there."""
-        present = {name for name, _ in self._manager.list_name_plugin()}
-        return [name for name in names if name not in present]
+    def absence(self, plugin: str) -> str:
+        """Why a plug-in is not there, and what to do about it."""
+        if plugin in self.failed:
+            return f"it failed: {self.failed[plugin]}"
+        return f"{RESTRICT} leaves it out" if plugin in self.left_out else "install the package, or pass plugins=[...]"
 
-    def used(self, target: nn.Module, choices: Mapping[str, Any]) -> list[str]:
-        """The plug-ins, those built in aside, that a Hypernet of a target needs.
+    def lacking(self, needs: Iterable[Need]) -> list[str]:
+        """What is not there of what a Hypernet had of plug-ins, in words."""
+        layers = {_path(layer) for layer in self.rules}
+        absent: dict[str, list[str]] = {}
+        for option, name, plugin in needs:
+            if name not in (layers if option == "target" else self._registries[_HOOKS[option]]):
+                absent.setdefault(plugin, []).append(f"{option}={name!r}")
+        return [f"the plug-in {plugin} for {', '.join(uses)}: {self.absence(plugin)}" for plugin, uses in absent.items()]
+
+    def used(self, target: nn.Module, choices: Mapping[str, Any]) -> list[Need]:
+        """What a Hypernet of a target has of plug-ins, those built in aside.
 
         Args:
             target: The target, whose layers rules may be of plug-ins.
-            choices: For every hook's name what was chosen of what it registers.
+            choices: For every option what was chosen.
         """
-        ruled = [cls for module in target.modules() for cls in type(module).__mro__ if cls in self._ruled_by]
-        origins = {self._registries[hook].origin(choice) for hook, choice in choices.items()}
-        origins |= {self._ruled_by[cls] for cls in ruled}
-        return sorted(origins - {built_in.__name__ for built_in in _BUILT_IN} - {""})
+        ruled = {next((cls for cls in type(module).__mro__ if cls in self.rules), nn.Module) for module in target.modules()}
+        needs = [("target", _path(cls), self._ruled_by[cls]) for cls in ruled & set(self.rules)]
+        for option, choice in choices.items():
+            name = choice.get("name") if isinstance(choice, Mapping) else choice
+            needs.append((option, str(name), self._registries[_HOOKS[option]].origin(choice)))
+        return sorted(need for need in needs if need[2] not in {"", *(built_in.__name__ for built_in in _BUILT_IN)})
 
     def build_diversity(
         self, diversity: str | Sequence[str] | Mapping[str, float | Mapping[str, Any]] | None
@@ -234,8 +272,16 @@ class Plugins:
         return sorted(found, key=lambda info: info.name)
 
 
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _subclass_of(base: type) -> Callable[[Any], str]:
-    return lambda thing: "" if inspect.isclass(thing) and issubclass(thing, base) else f"a subclass of {base.__name__}"
+    def check(thing: Any) -> str:
+        fits = inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing)
+        return "" if fits else f"a subclass of {base.__name__} with all its methods"
+
+    return check
 
 
 def _callable(thing: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -93,7 +94,17 @@ def made(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **option
     Raises:
         TypeError: If it does not take them; the message names it.
     """
+    check_options(kind, name, make, *args, **options)
+    return make(*args, **options)
+
+
+def check_options(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **options: Any) -> None:
+    """See that a thing can be made with its options.
+
+    Raises:
+        TypeError: If it does not take them; the message names it.
+    """
     try:
-        return make(*args, **options)
+        inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise TypeError(f"the {kind} {name!r} does not take these options: {error}") from error

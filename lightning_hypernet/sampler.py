@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lightning_hypernet import checkpoint
 from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.registry import made
+from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.target.arguments import Arguments
@@ -28,6 +29,7 @@ from lightning_hypernet.target.modes import evaluating
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _FIRST_LATENTS = 64
+_SOMEWHERE = torch.zeros(())
 _COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
              "execution", "reduce")  # fmt: skip
 
@@ -44,7 +46,7 @@ class Sampler(StandIn):
         prior: Draws latents.
         generator: Maps latents to weights.
         options: All arguments in plain values, as checkpoints keep them.
-        needs: Names of the plug-ins that brought some of it.
+        needs: What it has of plug-ins: the option, what was chosen, the plug-in's name.
     """
 
     prior: Prior
@@ -70,6 +72,7 @@ class Sampler(StandIn):
     ) -> None:
         super().__init__()
         found = Plugins(plugins)
+        gauge, execution = _shortest(gauge), _shortest(execution)
         config = config_of(generator, found)
         self.latent_dim, self.context_dim, self.components = latent_dim, context_dim, components
         self.prior = _prior(prior, latent_dim, components, found)
@@ -88,12 +91,11 @@ class Sampler(StandIn):
         self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
         self.prior.to(next(iter(initial.values())).device)
-        choices = {"priors": prior, "extractors": config.extractor, "distributions": distribution, "gauges": gauge}
-        choices["backends"] = execution
-        self.needs = found.used(target, {f"hypernet_register_{hook}": choice for hook, choice in choices.items()})
         given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution}
+        self.needs = found.used(target, {**given, "generator": config.extractor})
         counts = {"latent_dim": latent_dim, "context_dim": context_dim, "components": components}
-        taken = {"generate": ["*"], "exclude": list(self.banks.ordinary), "structure": symmetries.structure}
+        shown = symmetries.structure and asdict(symmetries.structure)
+        taken = {"generate": ["*"], "exclude": list(self.banks.ordinary), "structure": shown}
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -111,7 +113,7 @@ class Sampler(StandIn):
         Raises:
             ValueError: If the condition has another shape than ``(context_dim,)`` or ``(n, context_dim)``.
         """
-        latents = self.prior.draw(n, component).to(next(self.generator.parameters()))
+        latents = self.prior.draw(n, component).to(self._reference)
         if context is None:
             context = latents.z.new_zeros(self.context_dim)
         context = torch.as_tensor(context).to(latents.z)
@@ -132,7 +134,7 @@ class Sampler(StandIn):
             The population.
 
         Raises:
-            ValueError: If the latents have another shape or a component does not exist.
+            ValueError: If the latents or their condition have another shape, or a component does not exist.
         """
         if isinstance(latents, Tensor):
             latents = Latents(latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device))
@@ -141,10 +143,16 @@ class Sampler(StandIn):
             raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
         if component.min() < 0 or component.max() >= self.components:
             raise ValueError(f"components must lie in 0 to {self.components - 1}, not {component.unique().tolist()}")
-        if self.context_dim and latents.context is None:
-            latents = latents.given(z.new_zeros(self.context_dim))
+        context = z.new_zeros(len(z), self.context_dim) if latents.context is None else latents.context
+        if context.shape != (len(z), self.context_dim):
+            raise ValueError(f"conditions must be ({len(z)}, {self.context_dim}), not {tuple(context.shape)}: see context_dim")
         with evaluating(self.generator):
-            return self.populate(latents.to(next(self.generator.parameters())))
+            return self.populate(latents.given(context if self.context_dim else None).to(self._reference))
+
+    @property
+    def _reference(self) -> Tensor:
+        """A tensor of the device and type of the generated weights."""
+        return next(chain(self.generator.parameters(), self.generator.buffers(), self.executor.target.parameters()), _SOMEWHERE)
 
     def populate(self, latents: Latents) -> Population:
         """The networks of latents, the generator in its present mode."""
@@ -178,7 +186,7 @@ class Sampler(StandIn):
 
     def _network(self) -> nn.Module:
         """One network, in training mode but for its frozen norm layers, to read symmetries with."""
-        with torch.autocast(next(self.generator.parameters()).device.type, enabled=False):
+        with torch.autocast(self._reference.device.type, enabled=False):
             (network,) = self.executor.materialize_all(self.decode(torch.zeros(1, self.latent_dim)).weights, {})
         return self.executor.statistics.frozen_in(network.train())
 
@@ -196,11 +204,18 @@ def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> Ge
 
 
 def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
-    """Those arguments of a Hypernet that make it what it is, in plain values; None for objects without a name."""
+    """Those arguments of a Hypernet that make it what it is, in plain values."""
     chosen = {name: value for name, value in options.items() if name in _COMPARED}
     if "generator" in chosen:
-        chosen["generator"] = config_of(chosen["generator"], plugins)
+        chosen["generator"] = asdict(config_of(chosen["generator"], plugins))
+    for name in {"gauge", "execution"} & set(chosen):
+        chosen[name] = _shortest(chosen[name])
     return checkpoint.recorded(chosen)
+
+
+def _shortest(choice: Any) -> Any:
+    """The name alone, where a mapping has nothing else."""
+    return choice["name"] if isinstance(choice, Mapping) and set(choice) == {"name"} else choice
 
 
 def _prior(choice: Named | Prior | Distribution, latent_dim: int, components: int, plugins: Plugins) -> Prior:
@@ -223,6 +238,7 @@ def _gauge(gauge: Named | Gauge, plugins: Plugins) -> Any:
     if isinstance(gauge, Gauge):
         return gauge
     make, options = plugins.gauges.chosen(gauge)
+    check_options("gauge", gauge, make, None, **options)
     return functools.partial(make, **options)
 
 

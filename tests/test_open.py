@@ -3,7 +3,9 @@
 import copy
 import math
 import sys
+import threading
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_hypernet import Gauge, GeneratorConfig, Hypernet, HypernetCallback, Latents, hookimpl
 from lightning_hypernet.generator import DistributionPrior, MixturePrior, NormalPrior, Prior, UniformPrior
 from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.target.backends import Loop
 from tests.test_callback import QUIET, Classifier, data
 from tests.test_plugins import install  # noqa: F401
 
@@ -205,7 +208,9 @@ def test_a_package_of_its_own_is_trained_by_name_and_loaded_again(install, tmp_p
     assert torch.allclose(loaded(x), hypernet.eval()(x), atol=1e-6)
     assert loaded.options == hypernet.options
     monkeypatch.setenv("LIGHTNING_HYPERNET_PLUGINS", "")
-    with pytest.raises(ValueError, match=r"trained.ckpt needs the plug-in acme: install the package, or pass plugins="):
+    with pytest.raises(
+        ValueError, match=r"needs the plug-in acme for .*prior='acme_laplace': LIGHTNING_HYPERNET_PLUGINS leaves"
+    ):
         Hypernet.from_checkpoint(path, CliModule().layer)
     with pytest.raises(
         ValueError, match=r"unknown prior 'acme_laplace'; there are .*; a plug-in that brings it may be missing"
@@ -219,7 +224,7 @@ def test_a_layer_of_a_package_is_split_by_its_rule(install):  # noqa: F811
     shelf = sys.modules["acme_module"].Shelf()
     hypernet = Hypernet(shelf)
     assert hypernet.banks.filters == 2
-    assert hypernet.needs == ["acme"]
+    assert hypernet.needs == [("target", "acme_module.Shelf", "acme")]
     assert "no rule" not in hypernet.summary()
 
 
@@ -286,6 +291,15 @@ def test_a_mixture_is_trained():
     hypernet(torch.randn(8, 3)).square().sum().backward()
     assert hypernet.prior.mean.grad.abs().sum() > 0
     assert torch.equal(copy.deepcopy(hypernet).draw(5).z, hypernet.draw(5).z)
+    hypernet.eval()
+    before = hypernet.member_population().latents
+    with torch.no_grad():
+        hypernet.prior.mean += 100
+    after = hypernet.member_population().latents
+    assert torch.allclose(after.z, before.z + 100, atol=1e-4)  # members follow the prior, with the same random numbers
+    assert torch.equal(after.component, before.component)
+    with pytest.raises(ValueError, match=r"components must lie in 0 to 1, not \[5\]"):
+        hypernet.sample(3, component=5)
 
 
 # Names
@@ -355,6 +369,7 @@ def test_presets_of_the_callback():
     [
         {"prior": torch.distributions.Normal(0.0, 2.0)},
         {"gauge": type("Mine", (Gauge,), {"__call__": lambda self, weights: weights})()},
+        {"prior": {"name": "torch", "distribution": torch.distributions.Normal(0.0, 2.0)}},
     ],
 )
 def test_what_has_no_name_is_refused_when_it_is_saved(options, tmp_path):
@@ -362,7 +377,7 @@ def test_what_has_no_name_is_refused_when_it_is_saved(options, tmp_path):
     trainer = pl.Trainer(**QUIET, max_steps=1, limit_val_batches=0, callbacks=[HypernetCallback(samples=2, **options)])
     trainer.fit(module, data())
     with pytest.raises(
-        ValueError, match=f"the {next(iter(options))} of the target 'model' can't be stored.*register it with a plug-in"
+        ValueError, match=rf"the {next(iter(options))}(.distribution)? of the target 'model' can't be stored.*register it with"
     ):
         trainer.save_checkpoint(tmp_path / "at.ckpt")
 
@@ -456,3 +471,168 @@ def test_conditions_reach_steps_samples_members_and_ensembles(tmp_path):
         hypernet.member_context = torch.zeros(4)
     with pytest.raises(ValueError, match=r"the context must be \(0,\) or .*context_dim says"):
         Hypernet(nn.Linear(3, 2)).sample(2, context=torch.zeros(2))
+
+
+def test_a_condition_that_comes_too_late_or_to_the_wrong_place_is_refused():
+    hypernet = Hypernet(nn.Linear(3, 2), context_dim=2, samples=4)
+    x = torch.randn(8, 3)
+    with hypernet.step(), hypernet.step(context=torch.ones(2)):
+        hypernet(x)
+        assert hypernet.population.latents.context.tolist() == [[1.0, 1.0]] * 4
+        with (
+            pytest.raises(RuntimeError, match="the networks of this step are drawn already"),
+            hypernet.step(context=torch.zeros(2)),
+        ):
+            pass
+    with (
+        pytest.raises(RuntimeError, match="every member has a condition of its own: set member_context"),
+        hypernet.eval().step(context=torch.ones(2)),
+    ):
+        pass
+    hypernet.member_context = [1.0, 2.0]
+    assert hypernet.member_context.tolist() == [[1.0, 2.0]] * 10
+    latents = Hypernet(nn.Linear(3, 2)).draw(3)
+    with pytest.raises(ValueError, match=r"conditions must be \(3, 0\), not \(3, 5\)"):
+        Hypernet(nn.Linear(3, 2)).decode(latents.given(torch.ones(5)))
+    with pytest.raises(ValueError, match="context_dim must be 0 or more, not -1"):
+        Hypernet(nn.Linear(3, 2), context_dim=-1)
+
+
+class OpensAStep(Classifier):
+    """Gives the condition itself, or leaves that to the callback; notes what its networks had."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.seen = own, []
+
+    def training_step(self, batch, batch_idx):
+        with self.model.step(context=torch.tensor([3.0, 4.0]) if self.own else None):
+            loss = super().training_step(batch, batch_idx)
+            self.seen.append(self.model.population.latents.context.tolist())
+        return loss
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_callback_gives_the_condition_of_a_batch_or_lets_the_step_give_it(own):
+    module = OpensAStep(own)
+    context = None if own else lambda batch: torch.tensor([3.0, 4.0])
+    callback = HypernetCallback(samples=2, context_dim=2, context=context)
+    trainer = pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback])
+    trainer.fit(module, data())
+    assert module.seen == [[[3.0, 4.0]] * 2] * 2
+
+
+def test_a_condition_under_manual_optimization_is_the_steps_own():
+    module = Classifier()
+    module.automatic_optimization = False
+    callback = HypernetCallback(samples=2, context_dim=2, context=lambda batch: torch.zeros(2))
+    with pytest.raises(RuntimeError, match=r"open hypernet.step\(context=...\) yourself"):
+        pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback]).fit(module, data())
+
+
+def test_objects_are_compared_by_identity_and_numbers_of_arrays_are_numbers():
+    def plain(prior):
+        return Hypernet(nn.Linear(3, 2), prior=prior).options["prior"]
+
+    one, other = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.0, 50.0)
+    assert plain(one) == plain(one)
+    assert plain(one) != plain(other)
+    assert plain({"name": "mixture", "separation": torch.tensor(4.0)}) == {"name": "mixture", "separation": 4.0}
+    assert Hypernet(nn.Linear(3, 2), latent_dim=np.int64(8)).options["latent_dim"] == 8
+
+
+def test_a_backend_made_from_the_loop_runs_and_is_shared_by_copies():
+    class Locked(Loop):
+        def __init__(self):
+            self.lock, self.runs = threading.Lock(), 0
+
+        def run(self, networks, arguments, method="forward", chunk_size=None):
+            self.runs += 1
+            return super().run(networks, arguments, method)
+
+    class Plugin:
+        @hookimpl
+        def hypernet_register_backends(self, register):
+            register("locked", Locked)
+
+    hypernet = Hypernet(nn.Linear(3, 2), execution="locked", plugins=[Plugin()])
+    hypernet(torch.randn(8, 3))
+    hypernet.ensemble(3)(torch.randn(8, 3))
+    assert hypernet.executor.backend.runs == 2
+
+
+def test_gauges_are_checked_when_they_are_chosen():
+    with pytest.raises(TypeError, match="the gauge .* does not take these options: .*share"):
+        Hypernet(nn.Linear(3, 2), gauge={"name": "scale", "share": 2})
+    assert Hypernet(nn.Linear(3, 2), gauge={"name": "auto"}, execution={"name": "auto"}).options["gauge"] == "auto"
+
+    class Plugin:
+        @hookimpl
+        def hypernet_register_gauges(self, register):
+            register("plain", lambda symmetries: dict)
+
+    hypernet = Hypernet(nn.Linear(3, 2), torch.zeros(2, 3), gauge="plain", plugins=[Plugin()])
+    with pytest.raises(TypeError, match="a gauge must be made as an instance of Gauge, not type"):
+        _ = hypernet.sample(2).gauged
+
+
+def test_a_preset_is_not_changed_by_defaults_in_the_form_of_yaml():
+    class Plugin:
+        @hookimpl
+        def hypernet_register_presets(self, register):
+            register("weights_alone", {"generate": ["weight"], "exclude": ["bias"]})
+
+    callback = HypernetCallback(preset="weights_alone", plugins=[Plugin()], generate=["*"], exclude=[])
+    assert (callback.hypernet_options["generate"], callback.hypernet_options["exclude"]) == (["weight"], ["bias"])
+
+
+def test_a_checkpoint_needs_what_was_used_and_nothing_else(install, tmp_path, monkeypatch):  # noqa: F811
+    install("acme", ACME)
+    trainer = pl.Trainer(
+        **QUIET, max_steps=1, limit_val_batches=0, callbacks=[HypernetCallback(samples=2, prior="acme_laplace")]
+    )
+    trainer.fit(Classifier(), data())
+    path = tmp_path / "at.ckpt"
+    trainer.save_checkpoint(path)
+    given = sys.modules["acme_module"]
+    assert Hypernet.from_checkpoint(path, Classifier().model, plugins=[given]).options["prior"] == "acme_laplace"
+    monkeypatch.setenv("LIGHTNING_HYPERNET_PLUGINS", "")
+    assert Hypernet.from_checkpoint(path, Classifier().model, plugins=[given]).options["prior"] == "acme_laplace"
+    assert Hypernet.from_checkpoint(path, Classifier().model, prior="normal").options["prior"] == "normal"
+    monkeypatch.delenv("LIGHTNING_HYPERNET_PLUGINS")
+    (tmp_path / "acme_module.py").write_text("raise RuntimeError('no disk')")
+    monkeypatch.delitem(sys.modules, "acme_module")
+    with pytest.raises(ValueError, match="needs the plug-in acme for prior='acme_laplace': it failed: no disk"):
+        Hypernet.from_checkpoint(path, Classifier().model)
+
+
+@pytest.mark.parametrize("layer", [nn.Module, Table])
+def test_an_installed_rule_serves_its_own_layers_alone(install, layer):  # noqa: F811
+    install(
+        "greedy",
+        f"""
+import torch
+from lightning_hypernet import hookimpl
+from {layer.__module__} import {layer.__name__}
+
+class Own(torch.nn.Linear):
+    pass
+
+@hookimpl
+def hypernet_register_filters(register):
+    register(Own, lambda module: [])
+    register({layer.__name__}, lambda module: [])
+""",
+    )
+    plugins = Plugins()
+    assert "greedy" in plugins.failed
+    assert layer not in plugins.rules
+    linear = sys.modules["greedy_module"].Own(3, 2)
+    assert Hypernet(linear).needs == []
+
+
+def test_an_entry_point_named_as_a_built_in_takes_nothing_away(install):  # noqa: F811
+    install("lightning_hypernet.generator", "", entry="json")
+    plugins = Plugins()
+    assert "normal" in plugins.priors
+    assert "there is another plug-in of this name" in plugins.failed["lightning_hypernet.generator"]

@@ -147,8 +147,8 @@ def hypernet_register_filters(register):
 
 @pytest.mark.parametrize("layer", ["nn.Conv2d", "nn.Linear", "nn.modules.linear.NonDynamicallyQuantizableLinear"])
 def test_rules_for_layers_of_others_that_have_one_are_refused(install, layer):
-    install("taker", RULE.format(layer=layer))
     before = Plugins().rules
+    install("taker", RULE.format(layer=layer))
     assert "already has a filter rule" in failed("taker")
     assert all(rule is before[cls] for cls, rule in Plugins().rules.items())
 

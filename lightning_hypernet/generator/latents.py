@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +43,6 @@ class Latents:
     def to(self, reference: Tensor) -> Latents:
         """Move to the device of another tensor, and real numbers to its type."""
         return self.map(lambda value: value.to(reference) if value.is_floating_point() else value.to(reference.device))
-
-    def detach(self) -> Latents:
-        """The same numbers without gradients, in memory of their own."""
-        return self.map(lambda value: value.detach().clone())
 
     def given(self, context: Tensor | None) -> Latents:
         """The same latents under another condition, ``(S, context_dim)`` or ``(context_dim,)`` for all."""
@@ -92,18 +89,42 @@ class Prior(nn.Module, ABC):
 
         Returns:
             n latents without a condition, on the prior's device.
+
+        Raises:
+            ValueError: If the component does not exist.
         """
+        if component is not None and not 0 <= component < self.components:
+            raise ValueError(f"components must lie in 0 to {self.components - 1}, not [{component}]")
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-        seed = random.Random(f"{self.seed}-{self.draws}-{rank}").getrandbits(62)
+        key = f"{self.seed}-{self.draws}-{rank}"
         self.draws += 1
-        where = next((value.device for value in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.sample(torch.zeros(n, dtype=torch.long, device=where))  # so that components come after z in the random numbers
+        with self._seeded(f"{key}-components"):
             order = torch.cat([torch.randperm(self.components, device="cpu") for _ in range(n // self.components + 1)])[:n]
-            chosen = order if component is None else torch.full((n,), component, device="cpu")
+        chosen = (order if component is None else torch.full((n,), component, device="cpu")).to(self._device)
+        with self._seeded(key):
+            return Latents(self.sample(chosen), chosen)
+
+    def renewed(self, latents: Latents) -> Latents:
+        """The members' latents, drawn anew with the same random numbers where the prior has parameters, as it is now."""
+        if next(self.parameters(), None) is None:
+            return latents
+        with self._seeded(f"{self.seed}-members"):
+            return Latents(self.sample(latents.component), latents.component, latents.context)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((value.device for value in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @contextmanager
+    def _seeded(self, key: str) -> Iterator[None]:
+        """Seed torch's random numbers, of the prior's device too, and put them back."""
+        seed, device = random.Random(key).getrandbits(62), self._device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
-            return Latents(self.sample(chosen.to(where)), chosen.to(where))
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
 
     def get_extra_state(self) -> dict[str, int]:
         """Seed and number of draws."""

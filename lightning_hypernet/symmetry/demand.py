@@ -124,7 +124,10 @@ class SymmetriesOnDemand:
     def _chosen(self) -> Gauge:
         if self._gauge is None:
             try:
-                self._gauge = self._make(self)
+                gauge = self._make(self)
+                if not isinstance(gauge, Gauge):
+                    raise TypeError(f"a gauge must be made as an instance of Gauge, not {type(gauge).__name__}")
+                self._gauge = gauge
             except SymmetryError as error:
                 if not self._automatic:
                     raise

@@ -63,6 +63,7 @@ class Executor:
         """A copy with a target of its own, made as every copy of the target is."""
         if id(self.target) not in memo:
             Copies(self.target, "module", memo)
+        memo[id(self.backend)] = self.backend  # which may hold streams, pools or locks
         twin = memo[id(self)] = object.__new__(Executor)
         twin.__setstate__({**copy.deepcopy({**vars(self), "_own": {}, "_first": None}, memo), "_own": self._own})
         return twin
@@ -226,7 +227,7 @@ class Executor:
         if backend is None:
             batchable = BACKENDS["vmap"].takes(arguments) and habits.batchable and not habits.keeps_state
             backend = BACKENDS[self.choices.of(networks, arguments, method)] if batchable else loop
-        if isinstance(backend, Loop) or not backend.takes(arguments):
+        if type(backend) is Loop or not backend.takes(arguments):
             return functools.partial(loop.run, networks, arguments, method)
         return functools.partial(self._or_loop, backend, networks, arguments, method, chunk_size)
 

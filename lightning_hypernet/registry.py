@@ -58,7 +58,7 @@ class Registry(Generic[_T]):
         Raises:
             ValueError: If there is none; the message suggests the nearest name.
         """
-        if name not in self._things:
+        if not isinstance(name, str) or name not in self._things:
             near = difflib.get_close_matches(str(name), self._things, 1)
             guess = f"; did you mean {near[0]!r}?" if near else ";"
             raise ValueError(

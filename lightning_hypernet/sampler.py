@@ -195,9 +195,12 @@ def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> Ge
     """The configuration that an argument stands for: itself, the name of a preset, or fields beside a ``preset``."""
     if isinstance(generator, GeneratorConfig):
         return generator
-    given = {"preset": generator} if isinstance(generator, str) else dict(generator or {})
+    given = {"preset": generator} if isinstance(generator, str) else generator or {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"generator must be the name of a preset, a mapping or a GeneratorConfig, not {generator!r}")
+    given = dict(given)
     preset = plugins.generators.find(given.pop("preset", "default"))
-    unknown = sorted(set(given) - {field.name for field in fields(GeneratorConfig)})
+    unknown = sorted({*given, *preset} - {field.name for field in fields(GeneratorConfig)})
     if unknown:
         raise TypeError(f"GeneratorConfig has no fields {', '.join(unknown)}")
     return replace(GeneratorConfig(**preset), **given)

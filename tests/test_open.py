@@ -50,10 +50,10 @@ class SharedExtractor(Extractor):
     def __init__(self, latent_dim, filters, config, width=3):
         super().__init__(latent_dim, filters, config)
         self.width = width
-        self.head = nn.Linear(self.hidden.outputs, config.code_size)
+        self.head = nn.Linear(latent_dim, config.code_size)
 
     def forward(self, latents):
-        code = self.head(self.hidden(latents.z))
+        code = self.head(latents.z)
         return [code[:, None].expand(-1, count, -1) for count in self.filters]
 
 
@@ -71,6 +71,9 @@ class Cloud(WeightDistribution):
             name: mean + self.spread * (latents.z @ through).reshape(-1, *self.shapes[name])
             for name, mean, through in zip(self.shapes, self.means, self.maps)
         }
+
+    def log_density(self, latents, weights):
+        return -weights["bias"].square().sum(1)
 
 
 class Halved(Gauge):
@@ -195,6 +198,15 @@ def test_a_package_of_its_own_is_trained_by_name_and_loaded_again(install, tmp_p
     assert acme.Counting.runs % 2 == 0
     population = hypernet.sample(3)
     assert torch.allclose(population.gauged, 0.25 * population.vectors)
+    latents = population.latents
+    expected = torch.distributions.Laplace(0.0, 2.0).log_prob(latents.z).sum(1)
+    assert torch.allclose(hypernet.prior.log_prob(latents), expected, atol=1e-4)
+    weights = population.weights
+    if rest is WITH_DISTRIBUTION:
+        assert torch.equal(hypernet.generator.log_density(latents, weights), -weights["bias"].square().sum(1))
+    else:
+        with pytest.raises(NotImplementedError, match="Generator does not know the density of its weights"):
+            hypernet.generator.log_density(latents, weights)
     assert callback.hypernet.diversity.weights == {"acme_near": 0.1}
     if rest is WITH_EXTRACTOR:
         extractor = hypernet.generator.extractor
@@ -218,7 +230,7 @@ def test_a_package_of_its_own_is_trained_by_name_and_loaded_again(install, tmp_p
         Hypernet(nn.Linear(3, 2), prior="acme_laplace")
 
 
-def test_a_layer_of_a_package_is_split_by_its_rule(install):  # noqa: F811
+def test_a_layer_of_a_package_is_split_by_its_rule(install, tmp_path, monkeypatch):  # noqa: F811
     install("acme", ACME)
     Plugins()
     shelf = sys.modules["acme_module"].Shelf()
@@ -226,6 +238,19 @@ def test_a_layer_of_a_package_is_split_by_its_rule(install):  # noqa: F811
     assert hypernet.banks.filters == 2
     assert hypernet.needs == [("target", "acme_module.Shelf", "acme")]
     assert "no rule" not in hypernet.summary()
+    module, again = Classifier(), Classifier()
+    for one in (module, again):
+        one.model = nn.Sequential(nn.Linear(4, 32), sys.modules["acme_module"].Shelf(), nn.Linear(2, 3))
+    callback = HypernetCallback(samples=2, members=2)
+    trainer = pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback])
+    trainer.fit(module, data())
+    path = tmp_path / "at.ckpt"
+    trainer.save_checkpoint(path)
+    x = torch.randn(5, 4)
+    assert torch.allclose(Hypernet.from_checkpoint(path, again.model)(x), callback.hypernet.eval()(x), atol=1e-6)
+    monkeypatch.setenv("LIGHTNING_HYPERNET_PLUGINS", "")
+    with pytest.raises(ValueError, match=r"the plug-in acme for target='acme_module.Shelf': LIGHTNING_HYPERNET_PLUGINS leaves"):
+        Hypernet.from_checkpoint(path, again.model)
 
 
 class Table(nn.Module):
@@ -329,6 +354,7 @@ def test_unknown_names_suggest_the_nearest(options, message):
         ({"prior": {"name": "normal", "width": 2}}, "the prior .* does not take these options: .*width"),
         ({"prior": {"scale": 2}}, "a prior is chosen by its name, or by a mapping with a 'name' and options, not by"),
         ({"generator": {"code": 3}}, "GeneratorConfig has no fields code"),
+        ({"generator": ["compact"]}, "generator must be the name of a preset, a mapping or a GeneratorConfig, not"),
         ({"distribution": {"name": "generator", "depth": 3}}, "the weight distribution .* does not take these options"),
     ],
 )
@@ -432,7 +458,6 @@ def test_a_context_changes_nothing_at_the_start():
         hypernet = Hypernet(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), context_dim=context_dim, components=2)
         options = {"context": torch.randn(2)} if context_dim else {}
         found.append(hypernet.sample(5, **options).vectors)
-        assert torch.allclose(hypernet.eval()(torch.ones(4, 3)), hypernet(torch.ones(4, 3)))
     assert torch.allclose(*found, atol=1e-6)
 
 

@@ -29,7 +29,6 @@ class Extractor(nn.Module, ABC):
         super().__init__()
         self.filters = list(filters)
         self.code_size = config.code_size
-        self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
 
     @abstractmethod
     def forward(self, latents: Latents) -> list[Tensor]:
@@ -41,6 +40,7 @@ class MLPExtractor(Extractor):
 
     def __init__(self, latent_dim: int, filters: Sequence[int], config: GeneratorConfig) -> None:
         super().__init__(latent_dim, filters, config)
+        self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
         self.head = linear(self.hidden.outputs, sum(filters) * config.code_size, config, activated=False)
 
     def forward(self, latents: Latents) -> list[Tensor]:
@@ -63,6 +63,7 @@ class MatrixExtractor(Extractor):
     def __init__(self, latent_dim: int, filters: Sequence[int], config: GeneratorConfig) -> None:
         super().__init__(latent_dim, filters, config)
         rank = self.rank = config.rank
+        self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
         self.head = linear(self.hidden.outputs, len(filters) * rank * rank, config, activated=False)
         self.left = nn.ParameterList([torch.randn(count, rank) / math.sqrt(rank) for count in filters])
         self.right = nn.ParameterList([torch.randn(rank, config.code_size) / math.sqrt(rank) for _ in filters])

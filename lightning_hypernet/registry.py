@@ -95,7 +95,10 @@ def made(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **option
         TypeError: If it does not take them; the message names it.
     """
     check_options(kind, name, make, *args, **options)
-    return make(*args, **options)
+    try:
+        return make(*args, **options)
+    except TypeError as error:
+        raise TypeError(f"the {kind} {name!r} does not take these options: {error}") from error
 
 
 def check_options(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **options: Any) -> None:

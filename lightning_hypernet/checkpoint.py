@@ -99,10 +99,7 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
             f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)} (save_weights_only=True leaves them out)"
         )
     recipe = recipes[name]
-    if recipe.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the format {recipe.get('format')!r}, not {FORMAT}; read it with the version that wrote it"
-        )
+    check_format(path, recipe)
     prefix = recipe["prefix"]
     state = {
         key.removeprefix(prefix): value
@@ -110,6 +107,18 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
     }
     return recipe["options"], state, [tuple(need) for need in recipe["needs"]]
+
+
+def check_format(path: str | Path, recipe: Mapping[str, Any]) -> None:
+    """See that a recipe, of a checkpoint or of an ensemble, has the present format.
+
+    Raises:
+        ValueError: If it has another.
+    """
+    if recipe.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {recipe.get('format')!r}, not {FORMAT}; read it with the version that wrote it"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_hypernet.checkpoint import FORMAT, check_format
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
@@ -23,7 +24,7 @@ from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.replicas import version_of
 
-_TENSORS, _RECIPE, _FORMAT = "ensemble.safetensors", "ensemble.json", 2
+_TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
 
 
 class Ensemble(nn.Module):
@@ -181,7 +182,7 @@ class Ensemble(nn.Module):
             TypeError: If the recipe, or the options of the backend, are no plain values.
         """
         content = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "members": len(self),
             "reduce": self.reduce,
             "execution": self.executor.choice,
@@ -210,10 +211,7 @@ class Ensemble(nn.Module):
             ValueError: If there is neither a target nor a recipe, the tensors do not fit the target, or the format is another.
         """
         content = json.loads((Path(folder) / _RECIPE).read_text())
-        if content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{folder} has the format {content.get('format')!r}, not {_FORMAT}; read it with the version that wrote it"
-            )
+        check_format(folder, content)
         if target is None:
             if content["target"] is None:
                 raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")

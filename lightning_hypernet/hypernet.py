@@ -107,9 +107,8 @@ class Hypernet(Sampler):
         plugins: Sequence[object] = (),
         structure: Structure | Mapping[str, Any] | None = None,
     ) -> None:
-        _check(target, reduce, latent_dim=latent_dim, components=components, samples=samples, members=members)
-        if context_dim < 0:
-            raise ValueError(f"context_dim must be 0 or more, not {context_dim!r}")
+        counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
+        _check(target, reduce, context_dim, counts)
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
@@ -337,8 +336,10 @@ class Hypernet(Sampler):
         return hypernet.eval()
 
 
-def _check(target: nn.Module, reduce: Any, **counts: int) -> None:
+def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str, int]) -> None:
     problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
+    if context_dim < 0:
+        problems.append(f"context_dim must be 0 or more, not {context_dim!r}")
     if reduce not in get_args(Reduction):
         problems.append(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
     if problems:

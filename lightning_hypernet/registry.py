@@ -94,7 +94,6 @@ def made(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **option
     Raises:
         TypeError: If it does not take them; the message names it.
     """
-    check_options(kind, name, make, *args, **options)
     try:
         return make(*args, **options)
     except TypeError as error:

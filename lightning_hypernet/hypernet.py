@@ -250,15 +250,15 @@ class Hypernet(Sampler):
             raise RuntimeError("the networks of this step are drawn already: give the condition before the target is called")
         if not self._steps:
             self.population = None
-        if not self._steps or context is not None:
-            self._context = context
+        around, self._context = self._context, self._context if context is None else context
         self._steps += 1
         try:
             yield
         finally:
             self._steps -= 1
+            self._context = around
             if not self._steps:
-                self.population = self._context = None
+                self.population = None
 
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""

@@ -509,6 +509,11 @@ def test_a_condition_that_comes_too_late_or_to_the_wrong_place_is_refused():
             hypernet.step(context=torch.zeros(2)),
         ):
             pass
+    with hypernet.step():
+        with hypernet.step(context=torch.ones(2)):
+            pass
+        hypernet(x)
+        assert hypernet.population.latents.context.tolist() == [[0.0, 0.0]] * 4  # that step is over
     with (
         pytest.raises(RuntimeError, match="every member has a condition of its own: set member_context"),
         hypernet.eval().step(context=torch.ones(2)),

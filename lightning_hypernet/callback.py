@@ -205,7 +205,7 @@ class HypernetCallback(_Base):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' norm statistics anew, for use without the trainer."""
-        self._update_statistics()
+        self.hypernet.settle_statistics()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give `training_step` back."""
@@ -266,29 +266,30 @@ class HypernetCallback(_Base):
         self.hypernet.members.estimated.copy_(self._estimated)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Estimate the members' norm statistics anew."""
-        self._update_statistics()
+        """Estimate the members' statistics with those of the other ranks; a rank alone does when evaluation first asks."""
+        if trainer.world_size > 1:
+            self.hypernet.settle_statistics()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Estimate the members' norm statistics anew."""
-        self._update_statistics()
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Estimate the members' norm statistics anew."""
-        self._update_statistics()
-
-    def _update_statistics(self) -> None:
-        if self.hypernet.members.stale:
-            self.hypernet.update_statistics()
+    on_test_start = on_predict_start = on_validation_start
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
         prefix = "hypernet." if self.target == "." else f"{self.target}."
-        if self.hypernet.members.stale:
-            self.hypernet.update_statistics()
-            state = self.hypernet.state_dict()
-            checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
+        self.hypernet.settle_statistics()
+        for average in _averages(trainer, self.hypernet):
+            average.members.recent = self.hypernet.members.recent
+            average.members.estimated.zero_()
+            average.settle_statistics()
+        state = self.hypernet.state_dict()
+        checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
         write(checkpoint, self.target, prefix, self.hypernet.options, self.hypernet.needs)
+
+
+def _averages(trainer: pl.Trainer, hypernet: Hypernet) -> list[Hypernet]:
+    """The copies that other callbacks keep of a Hypernet, such as averages of its weights."""
+    held = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
+    modules = [module for value in held if isinstance(value, nn.Module) for module in value.modules()]
+    return [one for one in modules if isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet)]
 
 
 def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:

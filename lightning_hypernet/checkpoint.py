@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 _KEY = "hypernet"
 
 

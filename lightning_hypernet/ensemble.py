@@ -6,7 +6,7 @@ import copy
 import importlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from lightning_hypernet.checkpoint import FORMAT, check_format
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
-from lightning_hypernet.target.arguments import Arguments, Reduction, inputs_of, reduce_outputs
+from lightning_hypernet.target.arguments import Arguments, Reduction, reduce_outputs
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.replicas import version_of
 
@@ -114,30 +115,38 @@ class Ensemble(nn.Module):
         """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""
         return self.executor.stacked(self.networks, Arguments(args, kwargs), chunk_size=chunk_size)
 
-    def update_statistics(self, loader: Iterable[Any], batches: int | None = None) -> None:
-        """Estimate the norm statistics of every member, in one pass for all.
+    def update_statistics(
+        self, loader: Iterable[Any], batches: int | None = None, inputs: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Estimate the norm statistics of every member, and whatever else training changes in buffers, in one pass for all.
 
         The cumulative average over batches, as `torch.optim.swa_utils.update_bn` computes it.
 
         Args:
-            loader: Training data: inputs of the target, or tuples that begin with them.
+            loader: Training data, whose batches reach the target as in `Hypernet.update_statistics`.
             batches: Stop after that many; None: read all.
+            inputs: Gives what the target is called with of a batch, as in `Hypernet.update_statistics`.
 
         Raises:
-            ValueError: If the loader is empty.
+            ValueError: If the loader is empty, or it is not clear how its batches reach the target.
         """
-        if self.executor.statistics:
-            self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches))
+        if self.executor.statistics.possible:
+            self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches, inputs))
 
-    def _estimate(self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None) -> dict[str, Tensor]:
+    def _estimate(
+        self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None, inputs: Callable[[Any], Any] | None
+    ) -> dict[str, Tensor]:
         some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
-        return self.executor.statistics.estimate(weights, inputs_of(some, self.stored.z.device))
+        read = self.executor.feed.read(some, self.stored.z.device, self.target, inputs)
+        return self.executor.statistics.estimate(weights, read)
 
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
         return self.executor.materialize_all(self.weights.tensors(), self.statistics.tensors())
 
-    def average(self, loader: Iterable[Any] | None = None, batches: int | None = None) -> nn.Module:
+    def average(
+        self, loader: Iterable[Any] | None = None, batches: int | None = None, inputs: Callable[[Any], Any] | None = None
+    ) -> nn.Module:
         """Average the weights of all members, as they are, into one network, and estimate its norm statistics.
 
         References:
@@ -147,6 +156,7 @@ class Ensemble(nn.Module):
         Args:
             loader: Training data as in `update_statistics`; needed if the target has norm layers with running statistics.
             batches: Stop after that many; None: read all.
+            inputs: As in `update_statistics`.
 
         Returns:
             A plain copy of the target.
@@ -165,7 +175,7 @@ class Ensemble(nn.Module):
         if self.executor.statistics:
             if loader is None:
                 raise ValueError("the averaged network needs norm statistics of its own: pass a loader of training data")
-            statistics = self._estimate(mean, loader, batches)
+            statistics = self._estimate(mean, loader, batches, inputs)
         return self.executor.materialize(
             {name: value[0] for name, value in mean.items()}, {name: value[0] for name, value in statistics.items()}
         )
@@ -188,6 +198,7 @@ class Ensemble(nn.Module):
             "execution": self.executor.choice,
             "choices": self.executor.choices.made,
             "frozen": self.executor.statistics.frozen,
+            "feed": self.executor.feed.seen,
             "aliases": self.executor.aliases,
             "target": None if recipe is None else dict(recipe),
         }
@@ -234,6 +245,8 @@ class Ensemble(nn.Module):
         executor = Executor(target, content["aliases"], Plugins(plugins).backend(execution), execution)
         executor.statistics.frozen = content["frozen"]
         executor.choices = Choices(content["choices"])
+        executor.feed = Feed(content["feed"])
+        executor.statistics.expect(groups["statistics"])
         executor.target.load_state_dict(groups["target"])
         return cls(
             executor,

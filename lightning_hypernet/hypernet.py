@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,11 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.generator import GeneratorConfig, Prior
-from lightning_hypernet.members import Members, warn_of_statistics
+from lightning_hypernet.member_sampler import MemberSampler
+from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
@@ -28,7 +26,7 @@ from lightning_hypernet.target.facade import Facade, PartCalls
 from lightning_hypernet.target.filters import Structure
 
 
-class Hypernet(Sampler):
+class Hypernet(MemberSampler):
     """A drop-in for a module whose weights come from a hypernetwork.
 
     In training every call draws `samples` networks and deals the batch out to them: each network sees other examples, and
@@ -120,7 +118,7 @@ class Hypernet(Sampler):
         self.diversity_read = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
         self._leave_step()
-        self.members = Members(self.draw(members), context_dim, self.executor.statistics.own())
+        self.members = Members(self.draw(members), context_dim, self.executor.statistics.norms())
         self.training = target.training
         self.generator.train(target.training)
         names = [name for group in self.banks.aliases.values() for name in group]
@@ -155,43 +153,6 @@ class Hypernet(Sampler):
         self.executor.replicas.refresh()
         return super().train(mode)
 
-    def run(self, population: Population, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
-        """Call the target with the weights of every network, all on the same inputs, in the present mode.
-
-        Args:
-            population: S networks.
-            args: Arguments of the target.
-            chunk_size: Networks that vmap runs at once; all by default.
-            kwargs: Keyword arguments of the target.
-
-        Returns:
-            What the target returns, every tensor with a leading axis ``(S, ...)``.
-        """
-        if not self.training:
-            self.members.complete(self.executor, population)
-        return self.executor.stacked(population.networks, Arguments(args, kwargs), chunk_size=chunk_size)
-
-    def materialize(self, population: Population) -> list[nn.Module]:
-        """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
-        self.members.complete(self.executor, population)
-        return self.executor.materialize_all(population.weights, population.buffers)
-
-    def ensemble(self, n: int, component: int | None = None, context: Tensor | None = None) -> Ensemble:
-        """Draw a fixed set of networks, as a module of its own; arguments as in `sample`."""
-        population = self.sample(n, component, context)
-        self.members.complete(self.executor, population)
-        executor = copy.deepcopy(self.executor)
-        return Ensemble(executor, population.weights, population.buffers, population.latents, self.reduce)
-
-    @property
-    def member_context(self) -> Tensor:
-        """The condition of every member, ``(members, context_dim)``; assign to it, ``(context_dim,)`` for all."""
-        return self.members.stored.context
-
-    @member_context.setter
-    def member_context(self, context: Tensor) -> None:
-        self.members.set_context(torch.as_tensor(context))
-
     # As a module in place of the target
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,6 +169,7 @@ class Hypernet(Sampler):
             )
         population = self._training_population() if self.training else self.member_population()
         if self.training and method == "forward":
+            self.executor.feed.note(args, kwargs)
             self._note_inputs(population, arguments)
         if not arguments.tensors:
             return self.executor.first(population.networks, arguments, method)
@@ -222,9 +184,8 @@ class Hypernet(Sampler):
         population.batch = population.batch or arguments
         self.symmetries.examples = self.symmetries.examples or arguments.head(2).map(torch.clone)
         self.executor.statistics.note_frozen()
-        if self.executor.statistics:
-            self.members.estimated.zero_()
-            self.members.recent.add(arguments)
+        if self.executor.statistics.possible:
+            self.members.saw(arguments)
 
     def _training_population(self) -> Population:
         if not self._steps or self.population is None:
@@ -260,36 +221,6 @@ class Hypernet(Sampler):
             if not self._steps:
                 self.population = None
 
-    def member_population(self) -> Population:
-        """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
-        if not self.training and self.members.estimated < 1:
-            warn_of_statistics(self.target, stacklevel=4)
-        return self.members.population(self._decode_members, self)
-
-    def _decode_members(self) -> Population:
-        return self.decode(self.prior.renewed(self.members.latents))
-
-    def update_statistics(self, batches: Iterable[Any] | None = None, population: Population | None = None) -> None:
-        """Estimate the running statistics of every network's norm layers, in one pass over the data.
-
-        Networks that are sampled later get theirs from the last 2,048 or so of these inputs.
-
-        Args:
-            batches: Inputs of the target, or tuples that begin with them, such as a loader of training data gives; None:
-                the last inputs seen.
-            population: The networks; None: the members of the evaluation ensemble.
-
-        Raises:
-            ValueError: If there are no batches.
-        """
-        if population is not None:
-            population.networks.buffers = {}
-            self.members.complete(self.executor, population, batches)
-        elif self.executor.statistics:
-            self.members.update(self.executor, self._decode_members(), batches)
-
-    # Reports
-
     def diversity_loss(self) -> Tensor:
         """The weighted diversity losses of the last training forward, for a training loop of one's own.
 
@@ -313,7 +244,13 @@ class Hypernet(Sampler):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, target: nn.Module, name: str | None = None, plugins: Sequence[object] = (), **changes: Any
+        cls,
+        path: str | Path,
+        target: nn.Module,
+        name: str | None = None,
+        plugins: Sequence[object] = (),
+        loader: Iterable[Any] | None = None,
+        **changes: Any,
     ) -> Hypernet:
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
@@ -322,6 +259,8 @@ class Hypernet(Sampler):
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
             plugins: Plug-ins that were passed to the callback.
+            loader: Training data from which the norm statistics of new networks are estimated, as in `update_statistics`;
+                without it only the members have some.
             changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
 
         Raises:
@@ -333,6 +272,8 @@ class Hypernet(Sampler):
             raise ValueError(f"{path} needs {'; '.join(lacking)}")
         hypernet = cls(target, plugins=plugins, **{**options, **changes})
         hypernet.load_state_dict(state)
+        if loader is not None:
+            hypernet.update_statistics(loader)
         return hypernet.eval()
 
 

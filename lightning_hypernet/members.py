@@ -12,18 +12,22 @@ from torch import Tensor, distributed, nn
 
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.population import Population, StackedTensors, StoredLatents
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.recent import RecentInputs
 from lightning_hypernet.target.replicas import version_of
-from lightning_hypernet.target.statistics import RecentInputs
+from lightning_hypernet.target.snapshot import Snapshot
 
 
 class Members(nn.Module):
-    """The latents and norm statistics of the networks of evaluation; their weights are made when they are needed.
+    """The latents and statistics of the networks of evaluation; their weights are made when they are needed.
+
+    Statistics that were loaded stay as they are until so many inputs were seen that those before no longer matter.
 
     Args:
         latents: What the members are generated from.
         context_dim: Numbers in a condition; that of the members is zero until it is set.
-        statistics: ``{name: tensor}``, the target's own norm statistics.
+        statistics: ``{name: tensor}``, the target's own statistics in norm layers.
     """
 
     estimated: Tensor
@@ -34,17 +38,24 @@ class Members(nn.Module):
         self.statistics = StackedTensors(
             {name: value.repeat(len(latents), *(1,) * value.ndim) for name, value in statistics.items()}
         )
+        self.others: dict[str, Tensor] = {}
         self.register_buffer("estimated", torch.tensor(0.0 if statistics else 1.0))
+        self._begin()
+
+    def _begin(self) -> None:
         self.recent = RecentInputs()
+        self._loaded = False
+        self._fitted: Snapshot | None = None
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the networks."""
-        return {**self.__dict__, "recent": RecentInputs(), "_made": None, "_source": None, "_making": None}
+        """What is copied and pickled: all but the networks and the inputs."""
+        made = ("recent", "_loaded", "_fitted", "_made", "_making")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.forget()
+        self._begin()
 
     def __len__(self) -> int:
         return len(self.stored.z)
@@ -52,7 +63,23 @@ class Members(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.forget()
         self.recent.map(fn)
+        self.others = {name: fn(value) for name, value in self.others.items()}
+        if self._fitted is not None:
+            self._fitted.map(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The statistics outside of norm layers."""
+        return {"others": dict(self.others)}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.others = {name: value.to(self.device) for name, value in state["others"].items()}
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._loaded, self._fitted = bool(self.estimated >= 1), None
+        self.forget()
 
     @property
     def latents(self) -> Latents:
@@ -77,88 +104,144 @@ class Members(nn.Module):
             )
         with torch.no_grad():
             kept.copy_(context)
-        self.estimated.fill_(0.0 if self.statistics.tensors() else 1.0)
         self.forget()
 
     def forget(self) -> None:
         """Let the networks go; they are made anew from the generator as it is when they are next asked for."""
-        self._made: tuple[Any, Population] | None = None
-        self._source: list[tuple[Any, str]] | None = None
-        self._making = threading.Lock()
+        self._made: tuple[Any, Snapshot, Population] | None = None
+        self._making = threading.RLock()
 
-    def population(self, decode: Callable[[], Population], source: nn.Module) -> Population:
+    def saw(self, arguments: Arguments) -> None:
+        """Remember training inputs; the statistics are those of older weights from now on."""
+        self.estimated.zero_()
+        self.recent.add(arguments)
+
+    def stale(self, source: list[Tensor]) -> bool:
+        """Whether the weights are others than the statistics were estimated with, which are not to stay as they were loaded.
+
+        Args:
+            source: What the members' weights are made from.
+        """
+        if any(map(_is_wrapped, source)):
+            return False
+        if self._loaded and not self.recent.full:
+            self.estimated.fill_(1.0)
+        elif self.estimated < 1:
+            return True
+        elif self._fitted is None:
+            self._fitted = Snapshot(source)
+        else:
+            return not self._fitted.same(source)
+        return False
+
+    def population(self, decode: Callable[[], Population], source: list[Tensor], shared: list[Tensor]) -> Population:
         """The networks; with gradients new ones for every call, without kept while nothing changes.
-
-        What is written through ``.data`` is not seen; `forget` renews them.
 
         Args:
             decode: Makes the networks from the members' latents.
-            source: The module whose parameters and buffers they come from.
+            source: What they are made from, which is compared number by number.
+            shared: The target's own tensors, which are the networks' too.
 
         Returns:
             The population of the members.
         """
-        if torch.is_grad_enabled():
-            return self._decoded(decode, gradients=True)
-        if self._source is None:
-            places = ((module._parameters, module._buffers) for module in source.modules())
-            self._source = [(place, key) for pair in places for place in pair for key in place]
-        tensors = [place[key] for place, key in self._source]
-        versions = [(id(tensor), version_of(tensor)) for tensor in tensors if tensor is not None]
-        state = (torch.is_autocast_enabled(self.device.type), *versions)
+        if torch.is_grad_enabled() or any(map(_is_wrapped, source)):
+            return self._decoded(decode, gradients=torch.is_grad_enabled())
+        source = [*source, *self.statistics.tensors().values(), *self.others.values()]
+        device = self.device.type
+        autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        state = (autocast, *((id(tensor), version_of(tensor)) for tensor in shared))
         made = self._made
-        if made is None or made[0] != state:
+        if made is None or made[0] != state or not made[1].same(source):
             with self._making:
                 made = self._made
-                if made is None or made[0] != state:
-                    made = self._made = (state, self._decoded(decode, gradients=False))
-        return made[1]
+                if made is None or made[0] != state or not made[1].same(source):
+                    made = self._made = (state, Snapshot(source), self._decoded(decode, gradients=False))
+        return made[2]
 
     def _decoded(self, decode: Callable[[], Population], gradients: bool) -> Population:
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             population = decode()
-            population.networks.give(self.statistics.tensors())
+            population.networks.give({**self.statistics.tensors(), **self.others})
         return population
 
-    @property
-    def stale(self) -> bool:
-        """Whether training went on since the norm statistics were estimated, on inputs that are at hand."""
-        return bool(self.recent) and bool(self.estimated < 1)
-
     @torch.no_grad()
-    def update(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> None:
-        """Estimate the norm statistics of the members, and average them over ranks.
+    def update(
+        self,
+        executor: Executor,
+        decode: Callable[[], Population],
+        source: list[Tensor],
+        batches: Iterable[Arguments] | None = None,
+        all_ranks: bool = False,
+    ) -> None:
+        """Estimate the statistics of the members.
 
         Args:
             executor: Runs the target.
-            population: The members.
-            batches: Inputs of the target, or tuples that begin with them; None: the last inputs seen.
+            decode: Makes the networks from the members' latents.
+            source: What the members' weights are made from.
+            batches: Arguments of the target; None: the last inputs seen.
+            all_ranks: Average over all ranks, which must all come here.
         """
-        statistics = self._estimate(executor, population, batches)
-        if distributed.is_available() and distributed.is_initialized():
-            for value in statistics.values():
-                if value.is_floating_point():
-                    distributed.all_reduce(value.div_(distributed.get_world_size()))
-        self.statistics.update(statistics)
-        self.estimated.fill_(1.0)
-        self.forget()
+        with self._making, torch.inference_mode(False):
+            statistics: dict[str, Tensor] = {}
+            if self.recent or batches is not None or not all_ranks:
+                statistics = self._estimate(executor, decode(), batches)
+            if all_ranks:
+                statistics = _averaged(statistics, {**self.statistics.tensors(), **self.others})
+            norms = self.statistics.tensors()
+            self.statistics.update({name: value for name, value in statistics.items() if name in norms})
+            self.others = {name: value for name, value in statistics.items() if name not in norms}
+            self.estimated.fill_(1.0)
+            self._fitted, self._loaded = Snapshot(source), False
+            self.forget()
 
     @torch.no_grad()
-    def complete(self, executor: Executor, population: Population, batches: Iterable[Any] | None = None) -> None:
-        """See that networks have norm statistics of their own; arguments as in `update`."""
+    def complete(self, executor: Executor, population: Population, batches: Iterable[Arguments] | None = None) -> None:
+        """See that networks have statistics of their own; arguments as in `update`.
+
+        Raises:
+            RuntimeError: If the members have statistics from a file, and there are no inputs to estimate others from.
+        """
         if executor.statistics and (batches is not None or not population.buffers):
             if batches is None and not self.recent:
+                if self.estimated >= 1:
+                    raise RuntimeError(
+                        f"new networks of {type(executor.target).__name__} need norm statistics of their own, and no training "
+                        "inputs are at hand: pass loader= to from_checkpoint or ensemble, or call "
+                        "hypernet.update_statistics(loader) first"
+                    )
                 warn_of_statistics(executor.target, stacklevel=4)
                 return
             population.networks.give(self._estimate(executor, population, batches))
 
-    def _estimate(self, executor: Executor, population: Population, batches: Iterable[Any] | None) -> dict[str, Tensor]:
-        inputs = self.recent if batches is None else self.recent.noting(batches, self.device)
+    def _estimate(self, executor: Executor, population: Population, batches: Iterable[Arguments] | None) -> dict[str, Tensor]:
+        inputs = self.recent.on(self.device) if batches is None else self.recent.noting(batches)
         return executor.statistics.estimate(population.weights, inputs)
 
 
+def _averaged(statistics: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the ranks that have some."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return statistics
+    have = bool(statistics)
+    count = next(iter(like.values())).new_tensor(float(have), dtype=torch.float32) if like else torch.tensor(float(have))
+    distributed.all_reduce(count)
+    found = statistics if have else {name: torch.zeros_like(value) for name, value in like.items()}
+    for value in found.values():
+        if value.is_floating_point():
+            distributed.all_reduce(value)
+            value.div_(count.clamp(min=1))
+    return found if count > 0 else {}
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is one within a transform of torch.func, whose numbers can't be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def warn_of_statistics(target: nn.Module, stacklevel: int) -> None:
-    """Tell that networks have no norm statistics of their own, or older ones."""
+    """Tell that networks have no statistics of their own, or older ones."""
     warnings.warn(
         f"the norm statistics of these networks of {type(target).__name__} were never estimated, or with other weights; call "
         "hypernet.update_statistics(loader) with training data",

@@ -24,6 +24,7 @@ from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
+from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
 
 Named = str | Mapping[str, Any]
@@ -99,13 +100,15 @@ class Sampler(StandIn):
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Which norm layers are frozen, and which backends were chosen."""
-        return {"frozen": list(self.executor.statistics.frozen), "execution": self.executor.choices.made}
+        """What is frozen, which backends were chosen, and how batches reach the target."""
+        executor = self.executor
+        return {"frozen": list(executor.statistics.frozen), "execution": executor.choices.made, "feed": executor.feed.seen}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off."""
         self.executor.statistics.frozen = list(state["frozen"])
         self.executor.choices = Choices(state["execution"])
+        self.executor.feed = Feed(state["feed"])
 
     def draw(self, n: int, component: int | None = None, context: Tensor | None = None) -> Latents:
         """Draw n latents; arguments as in `sample`.

@@ -722,3 +722,91 @@ def test_a_resumed_run_takes_over_the_choice_of_backends(tmp_path, monkeypatch):
     again, _ = trained(resumed, 4, tmp_path / "half.ckpt")
     assert {made["backend"] for made in again.executor.choices.made.values()} == {"vmap"}
     assert half.losses + resumed.losses == straight.losses
+
+
+class Scored(Classifier):
+    """It knows what validation made, and with which inputs statistics were estimated."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.ReLU(), nn.Linear(16, 3))
+
+
+@averages
+def test_validation_of_an_average_is_that_of_its_weights_with_their_own_statistics(tmp_path):
+    """A Hypernet with the averaged weights, and statistics estimated for them by hand; the checkpoint holds the same."""
+    pl.seed_everything(0, verbose=False)
+    module, callback, ema = Scored(), HypernetCallback(samples=4, members=3), pl.callbacks.EMAWeightAveraging(decay=0.8)
+    expected = []
+
+    class ByHand(pl.Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            mean = copy.deepcopy(pl_module.model)
+            mean.update_statistics(callback.hypernet.members.recent.on(torch.device("cpu")))
+            expected.append(mean.eval()(batch[0]))
+
+    trainer = pl.Trainer(**QUIET, max_epochs=3, num_sanity_val_steps=0, callbacks=[callback, ema, ByHand()])
+    trainer.fit(module, data(), data())
+    assert len(module.seen["val"]) == len(expected) == 12
+    for output, right in zip(module.seen["val"], expected, strict=True):
+        assert torch.allclose(output, right, atol=1e-6)
+    path = tmp_path / "average.ckpt"
+    x = next(iter(data()))[0]
+    trainer.save_checkpoint(path)
+    loaded = Hypernet.from_checkpoint(path, Scored().model)
+    assert torch.allclose(loaded(x), module.model.eval()(x), atol=1e-6)
+
+
+def test_new_samples_of_a_checkpoint_are_as_good_as_before(tmp_path):
+    module = Scored()
+    loader = DataLoader(data().dataset, 16, shuffle=True)
+    callback, trainer = fit(module, max_epochs=25, loader=loader)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    x, y = data().dataset.tensors
+
+    def accuracy(hypernet):
+        with torch.no_grad():
+            return (hypernet.run(hypernet.sample(20), x).argmax(-1) == y).float().mean().item()
+
+    before = accuracy(callback.hypernet.eval())
+    loaded = Hypernet.from_checkpoint(tmp_path / "one.ckpt", Scored().model, loader=loader)
+    assert before > 0.7
+    assert accuracy(loaded) == pytest.approx(before, abs=0.03)
+    with pytest.raises(RuntimeError, match=r"pass loader= to from_checkpoint"):
+        accuracy(Hypernet.from_checkpoint(tmp_path / "one.ckpt", Scored().model))
+
+
+def test_statistics_after_a_resume(tmp_path, monkeypatch):
+    """As in the checkpoint until enough inputs were seen again, from then on bit for bit those of one long run."""
+    monkeypatch.setattr("lightning_hypernet.target.recent.EXAMPLES", 160)  # two and a half epochs
+
+    class Kept(pl.Callback):
+        def __init__(self):
+            self.rows = {}
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            torch.manual_seed(trainer.global_step)  # of the dropout, which no checkpoint holds
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            statistics = pl_module.model.members.statistics.tensors()
+            self.rows[trainer.current_epoch] = {name: value.clone() for name, value in statistics.items()}
+
+    def run(epochs, path=None):
+        pl.seed_everything(0, verbose=False)
+        module, kept = Scored(dropout=0.3), Kept()
+        trainer = pl.Trainer(**QUIET, max_epochs=epochs, callbacks=[HypernetCallback(samples=4, execution="loop"), kept],
+                             num_sanity_val_steps=0)  # fmt: skip
+        trainer.fit(module, data(), data(), ckpt_path=path)
+        return trainer, kept.rows
+
+    _, straight = run(8)
+    trainer, _ = run(4)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(8, tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
+    for epoch in range(4, 8):
+        for name, value in resumed[epoch].items():
+            if epoch < 6:
+                assert torch.equal(value, state[f"model.members.statistics.{name.replace('.', '/')}"]), (epoch, name)
+            else:
+                assert torch.equal(value, straight[epoch][name]), (epoch, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,6 +60,11 @@ class Arguments:
         return Arguments(
             *self.restore([leaf if axis is None else leaf.narrow(axis, 0, min(count, self.batch)) for leaf, axis in pairs])
         )
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the tensors take."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @property
     def even(self) -> bool:
@@ -217,13 +222,3 @@ def _merge(outputs: Sequence[Any], merge: Callable[[int, Sequence[Tensor]], Tens
         )
     merged = [merge(index, column) if isinstance(column[0], Tensor) else column[0] for index, column in enumerate(columns)]
     return tree_unflatten(merged, flat[0][1])
-
-
-def inputs_of(batches: Iterable[Any], device: torch.device) -> Iterator[Arguments]:
-    """The inputs of batches as arguments: a batch is its inputs, or a tuple or list that begins with them."""
-    for batch in batches:
-        if isinstance(batch, Arguments):
-            yield batch
-        else:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            yield Arguments((inputs,), {}).map(lambda tensor: tensor.to(device))

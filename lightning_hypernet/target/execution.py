@@ -20,6 +20,7 @@ from lightning_hypernet.target.backends import BACKENDS, Backend, Loop
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Watch, check_reach
+from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.networks import ROUND, Networks
 from lightning_hypernet.target.places import Placeholder, find_places
 from lightning_hypernet.target.replicas import Replicas, Tensors
@@ -56,6 +57,7 @@ class Executor:
             _save_plainly(self.target.get_submodule(path))
         self.statistics = Statistics(self.replicas)
         self.choices = Choices()
+        self.feed = Feed()
         self._own = {name: weakref.ref(parameter) for name, parameter in own.items()}
         self._first = threading.Lock()
 
@@ -115,7 +117,8 @@ class Executor:
                 for name in [name for name, value in vars(one).items() if isinstance(value, _Plainly)]:
                     delattr(one, name)
             for name, value in (buffers or {}).items():
-                module.get_buffer(name).copy_(value)
+                path, _, key = name.rpartition(".")
+                module.get_submodule(path)._buffers[key] = value.detach().clone()
         return module
 
     def materialize_all(self, weights: Tensors, buffers: Tensors) -> list[nn.Module]:

@@ -70,6 +70,7 @@ class Habits:
     Attributes:
         seen: For every kind of run that has been watched once the buffers that it changes.
         late: Buffers that were seen to change later.
+        expected: Buffers that a file says training changes.
         writes_weights: Whether runs write to weights, as clamping does and embeddings with ``max_norm``.
         writes_inputs: Whether they write to their inputs.
         keeps_state: Whether they change attributes, containers, plain objects or tensors of the target that are no buffers.
@@ -80,6 +81,7 @@ class Habits:
 
     seen: dict[tuple[Any, ...], frozenset[str]] = field(default_factory=dict)
     late: frozenset[str] = frozenset()
+    expected: frozenset[str] = frozenset()
     writes_weights: bool = False
     writes_inputs: bool = False
     keeps_state: bool = False
@@ -91,6 +93,16 @@ class Habits:
     def changing(self) -> frozenset[str] | None:
         """Names of the buffers that runs change; None before the first run."""
         return self.late.union(*self.seen.values()) if self.seen else None
+
+    @property
+    def changed_in_training(self) -> frozenset[str]:
+        """Names of the buffers that runs change where a module is in training mode."""
+        return self.late.union(self.expected, *(names for run, names in self.seen.items() if any(run[1:])))
+
+    @property
+    def trained(self) -> bool:
+        """Whether a run was watched with a module in training mode."""
+        return any(any(run[1:]) for run in self.seen)
 
     def weight(self, weight: Tensor) -> Tensor:
         """A weight as a network gets it: a clone if it may be written to."""

@@ -20,7 +20,7 @@ from lightning_hypernet.target.state import State
 
 Tensors = Mapping[str, Tensor]
 _SMALL = 65_536
-_MADE = ("_idle", "_all", "_parts", "_state", "_tracked", "_trained", "_generation")
+_MADE = ("_idle", "_all", "_parts", "_paths", "_state", "_tracked", "_trained", "_generation")
 
 
 def version_of(tensor: Tensor) -> int:
@@ -198,7 +198,7 @@ class Replicas:
         self._idle: deque[Replica] = deque()
         self._state: State | None = None
         modules = [(path, one) for path, one in self.template.named_modules() if not isinstance(one, torch.jit.ScriptModule)]
-        self._parts = [one for _, one in modules]
+        self._parts, self._paths = [one for _, one in modules], [path for path, _ in modules]
         self._tracked = [(f"{path}.{key}".lstrip("."), one._buffers, key) for path, one in modules for key in one._buffers]
         self._trained = [(one._parameters, key) for _, one in modules for key in one._parameters]
 
@@ -219,6 +219,11 @@ class Replicas:
         """Whether the target has parameters of its own that are trained."""
         parameters = [holder[key] for holder, key in self._trained]
         return any(parameter is not None and parameter.requires_grad for parameter in parameters)
+
+    @property
+    def modes_by_path(self) -> dict[str, bool]:
+        """The modes of the target's modules, by path."""
+        return dict(zip(self._paths, self.modes, strict=True))
 
     def run_of(self, method: str) -> tuple[Any, ...]:
         """What tells one kind of run from another: the method, and the modes of the modules."""

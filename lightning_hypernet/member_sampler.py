@@ -1,0 +1,141 @@
+"""MemberSampler: a sampler with fixed networks for evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.members import Members, warn_of_statistics
+from lightning_hypernet.population import Population
+from lightning_hypernet.sampler import Sampler
+from lightning_hypernet.target.arguments import Arguments, Reduction
+
+
+class MemberSampler(Sampler):
+    """A sampler whose networks are run, kept and turned into plain modules, and the members that it is in evaluation.
+
+    A class that inherits from it sets `members` and `reduce`.
+    """
+
+    members: Members
+    reduce: Reduction
+
+    def run(self, population: Population, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
+        """Call the target with the weights of every network, all on the same inputs, in the present mode.
+
+        Args:
+            population: S networks.
+            args: Arguments of the target.
+            chunk_size: Networks that vmap runs at once; all by default.
+            kwargs: Keyword arguments of the target.
+
+        Returns:
+            What the target returns, every tensor with a leading axis ``(S, ...)``.
+        """
+        if not self.training:
+            self.members.complete(self.executor, population)
+        return self.executor.stacked(population.networks, Arguments(args, kwargs), chunk_size=chunk_size)
+
+    def materialize(self, population: Population) -> list[nn.Module]:
+        """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
+        self.members.complete(self.executor, population)
+        return self.executor.materialize_all(population.weights, population.buffers)
+
+    def ensemble(
+        self, n: int, component: int | None = None, context: Tensor | None = None, loader: Iterable[Any] | None = None
+    ) -> Ensemble:
+        """Draw a fixed set of networks, as a module of its own.
+
+        Args:
+            n: How many.
+            component: As in `sample`.
+            context: As in `sample`.
+            loader: Training data to estimate norm statistics from, as in `update_statistics`; None: the last inputs seen.
+
+        Returns:
+            The ensemble.
+        """
+        population = self.sample(n, component, context)
+        self.members.complete(self.executor, population, None if loader is None else self._inputs(loader))
+        executor = copy.deepcopy(self.executor)
+        return Ensemble(executor, population.weights, population.buffers, population.latents, self.reduce)
+
+    @property
+    def member_context(self) -> Tensor:
+        """The condition of every member, ``(members, context_dim)``; assign to it, ``(context_dim,)`` for all."""
+        return self.members.stored.context
+
+    @member_context.setter
+    def member_context(self, context: Tensor) -> None:
+        self.members.set_context(torch.as_tensor(context))
+
+    def member_population(self) -> Population:
+        """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes.
+
+        In evaluation statistics are estimated from the last inputs seen, if the weights have changed since they were.
+        """
+        source = self._source()
+        if not self.training and self.executor.statistics and self.members.stale(source):
+            if self.members.recent:
+                self.members.update(self.executor, self._decode_members, source)
+            else:
+                warn_of_statistics(self.target, stacklevel=4)
+        shared = [*self.target.parameters(), *self.target.buffers()]
+        return self.members.population(self._decode_members, source, shared)
+
+    def _source(self) -> list[Tensor]:
+        """What the members' weights are made from."""
+        modules = (self.generator, self.prior, self.members.stored)
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+    def same_as(self, other: MemberSampler) -> bool:
+        """Whether another is made for the same target in the same way, as a copy is."""
+        return bool(self.banks.shapes == other.banks.shapes and self.options == other.options)
+
+    def settle_statistics(self) -> None:
+        """Estimate the members' statistics from the last inputs seen, if they are due; under DDP on all ranks together."""
+        due = self.members.estimated.new_tensor(
+            float(self.executor.statistics.possible and self.members.stale(self._source()) and bool(self.members.recent))
+        )
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(due, distributed.ReduceOp.MAX)
+        if due:
+            self.members.update(self.executor, self._decode_members, self._source(), all_ranks=True)
+
+    def _decode_members(self) -> Population:
+        return self.decode(self.prior.renewed(self.members.latents))
+
+    def update_statistics(
+        self,
+        batches: Iterable[Any] | None = None,
+        population: Population | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Estimate the statistics of every network, whatever training changes in buffers, in one pass over the data.
+
+        Networks that are sampled later get theirs from the last of these inputs, 2,048 and 64 MiB at most.
+
+        Args:
+            batches: A loader of training data. A batch reaches the target as `training_step` was seen to call it, else as its
+                `forward` takes it: inputs, a tuple that begins with them, or a mapping by name. None: the last inputs seen.
+            population: The networks; None: the members of the evaluation ensemble.
+            inputs: Gives what the target is called with of a batch: a tuple of arguments, a mapping of keyword arguments, or
+                the one argument.
+
+        Raises:
+            ValueError: If there are no batches, or it is not clear how they reach the target.
+        """
+        read = None if batches is None else self._inputs(batches, inputs)
+        if population is not None:
+            population.networks.buffers = {}
+            self.members.complete(self.executor, population, read)
+        elif self.executor.statistics.possible:
+            self.members.update(self.executor, self._decode_members, self._source(), read)
+
+    def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
+        return self.executor.feed.read(batches, self.members.device, self.target, inputs)

@@ -1,0 +1,161 @@
+"""Loaders: how the batches of a loader reach a target."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hypernet.target.arguments import Arguments
+
+InputsOf = Callable[[Any], Any]
+"""Gives what a target is called with of a batch: a tuple of arguments, a mapping of keyword arguments, or the one argument."""
+_LITERALS = (type(None), bool, int, float, str)
+
+
+class Feed:
+    """How a batch becomes the arguments of a target: as `training_step` was seen to call it, or as `forward` takes it.
+
+    Attributes:
+        batch: The batch of the present training step; None: none is known.
+        seen: Where the arguments stood in it: ``{"args": [...], "kwargs": {...}}``, each ``{"path": keys}`` or
+            ``{"value": plain}``; None: not seen, or the step changes what it passes on.
+    """
+
+    def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
+        self.batch: Any = None
+        self.seen: dict[str, Any] | None = None if seen is None else dict(seen)
+        self._asked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "batch": None}
+
+    def note(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """See, at the first call of a target within a step, where its arguments come from."""
+        if self._asked or self.batch is None:
+            return
+        self._asked = True
+        places = dict(_places(self.batch))
+        positional, named = [_found(one, places) for one in args], {key: _found(one, places) for key, one in kwargs.items()}
+        if None not in (*positional, *named.values()):
+            self.seen = {"args": positional, "kwargs": named}
+
+    def read(
+        self, batches: Iterable[Any], device: torch.device, target: nn.Module, inputs: InputsOf | None
+    ) -> Iterator[Arguments]:
+        """The arguments of every batch, on a device.
+
+        Args:
+            batches: What a loader gives, or arguments.
+            device: Where they are moved.
+            target: The target.
+            inputs: Gives what the target is called with; None: as it was seen, or as its `forward` takes a batch.
+
+        Raises:
+            ValueError: If a batch could reach the target in several ways or in none.
+        """
+        for batch in batches:
+            arguments = batch if isinstance(batch, Arguments) else Arguments(*self._call(batch, target, inputs))
+            yield arguments.map(lambda tensor: tensor.to(device))
+
+    def _call(self, batch: Any, target: nn.Module, inputs: InputsOf | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if inputs is not None:
+            given = inputs(batch)
+            return (
+                (given if isinstance(given, tuple) else (), dict(given))
+                if isinstance(given, Mapping)
+                else (given if isinstance(given, tuple) else (given,), {})
+            )
+        if self.seen is not None:
+            try:
+                return tuple(_at(batch, one) for one in self.seen["args"]), {
+                    key: _at(batch, one) for key, one in self.seen["kwargs"].items()
+                }
+            except (KeyError, IndexError, TypeError):
+                pass  # another loader, whose batches look otherwise
+        return call_of(target, batch)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Every object of a batch, by its identity, and the keys that lead to it."""
+    yield id(value), path
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
+    for key, entry in entries:
+        if not isinstance(entry, _LITERALS):
+            yield from _places(entry, (*path, key))
+
+
+def _found(value: Any, places: Mapping[int, tuple[Any, ...]]) -> dict[str, Any] | None:
+    if isinstance(value, _LITERALS):
+        return {"value": value}
+    return {"path": list(places[id(value)])} if id(value) in places else None
+
+
+def _at(batch: Any, place: Mapping[str, Any]) -> Any:
+    if "value" in place:
+        return place["value"]
+    for key in place["path"]:
+        batch = batch[key]
+    return batch
+
+
+def call_of(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a target is called with, of a batch that is its inputs or holds them first, as its `forward` takes it.
+
+    Args:
+        target: The target.
+        batch: A tensor, a mapping of arguments by name, or a tuple or list that begins with the inputs.
+
+    Returns:
+        Arguments and keyword arguments.
+
+    Raises:
+        ValueError: If the batch could reach it in several ways or in none.
+    """
+    taken = list(inspect.signature(target.forward).parameters.values())
+    positional = [one for one in taken if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = sum(one.default is one.empty for one in positional)
+    most = 1 << 30 if any(one.kind is one.VAR_POSITIONAL for one in taken) else len(positional)
+    if isinstance(batch, Mapping):
+        return _of_mapping(target, batch, taken)
+    if not isinstance(batch, (tuple, list)):
+        return (batch,), {}
+    if not batch:
+        raise ValueError(_unclear(target, "an empty batch"))
+    first = batch[0]
+    if isinstance(first, Mapping):
+        return _of_mapping(target, first, taken)
+    if isinstance(first, (tuple, list)):
+        if needed <= 1 < len(first) <= most and most < 1 << 30:
+            raise ValueError(_unclear(target, f"inputs of {len(first)} entries"))
+        return (tuple(first) if max(needed, 2) <= len(first) <= most else (first,)), {}
+    before = len(batch) - 1 if len(batch) > needed else len(batch)
+    if needed > 1:
+        if len(batch) < needed:
+            raise ValueError(_unclear(target, f"a batch of {len(batch)} entries"))
+        return tuple(batch[:needed]), {}
+    if before > 1 and most > 1 and all(isinstance(one, Tensor) for one in batch[:before]):
+        raise ValueError(_unclear(target, f"a batch of {len(batch)} entries"))
+    return (first,), {}
+
+
+def _of_mapping(target: nn.Module, batch: Mapping[Any, Any], taken: Sequence[inspect.Parameter]) -> tuple[Any, dict[str, Any]]:
+    if any(one.kind is one.VAR_KEYWORD for one in taken) and all(isinstance(key, str) for key in batch):
+        return (), dict(batch)
+    names = {one.name for one in taken}
+    required = {one.name for one in taken if one.default is one.empty and one.kind is not one.VAR_POSITIONAL}
+    if required <= set(batch):
+        return (), {key: value for key, value in batch.items() if key in names}
+    if len(required) == 1:
+        return (batch,), {}
+    raise ValueError(_unclear(target, f"a batch of {', '.join(map(str, batch))}"))
+
+
+def _unclear(target: nn.Module, what: str) -> str:
+    signature = f"{type(target).__name__}.forward{inspect.signature(target.forward)}"
+    return (
+        f"it is not clear how {what} reaches {signature}; say so with inputs=, a function that gives its arguments of a batch"
+    )

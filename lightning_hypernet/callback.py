@@ -232,7 +232,7 @@ class HypernetCallback(_Base):
                 raise RuntimeError("under manual optimization open hypernet.step(context=...) yourself; leave out context=")
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
-        with hypernet.step(None if self.context is None else self.context(batch)):
+        with hypernet.step(None if self.context is None else self.context(batch)), hypernet.executor.feed.of(batch):
             result = call_step(original, self.target, *args, **kwargs)
             if result is None:
                 return None

@@ -18,11 +18,11 @@ from lightning_hypernet.checkpoint import FORMAT, check_format
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
-from lightning_hypernet.target.arguments import Arguments, Reduction, reduce_outputs
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.networks import Networks
+from lightning_hypernet.target.reduction import Reduction, reduce_outputs
 from lightning_hypernet.target.replicas import version_of
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
@@ -38,7 +38,8 @@ class Ensemble(nn.Module):
         weights: ``{name: (members, *shape)}`` for every generated parameter.
         statistics: ``{name: (members, *shape)}``, the norm statistics of every member; empty: the target's own.
         latents: What the members were generated from.
-        reduce: How their outputs are joined: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None.
+        reduce: How their outputs are joined: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, or a mapping with the
+            ``name`` and ``dim``, the axis of the classes.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class Ensemble(nn.Module):
 
     def members(self, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
         """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""
-        return self.executor.stacked(self.networks, Arguments(args, kwargs), chunk_size=chunk_size)
+        arguments = self.executor.plans.arguments(self.target, args, kwargs)
+        return self.executor.stacked(self.networks, arguments, chunk_size=chunk_size)
 
     def update_statistics(
         self, loader: Iterable[Any], batches: int | None = None, inputs: Callable[[Any], Any] | None = None
@@ -137,8 +139,7 @@ class Ensemble(nn.Module):
         self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None, inputs: Callable[[Any], Any] | None
     ) -> dict[str, Tensor]:
         some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
-        read = self.executor.feed.read(some, self.stored.z.device, self.target, inputs)
-        return self.executor.statistics.estimate(weights, read)
+        return self.executor.statistics.estimate(weights, self.executor.read(some, self.stored.z.device, inputs))
 
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
@@ -200,6 +201,7 @@ class Ensemble(nn.Module):
             "frozen": self.executor.statistics.frozen,
             "feed": self.executor.feed.seen,
             "aliases": self.executor.aliases,
+            "batch_dim": self.executor.plans.batch_dim,
             "target": None if recipe is None else dict(recipe),
         }
         text = json.dumps(content, indent=2)
@@ -242,7 +244,7 @@ class Ensemble(nn.Module):
         if problems:
             raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
         execution = content["execution"]
-        executor = Executor(target, content["aliases"], Plugins(plugins).backend(execution), execution)
+        executor = Executor(target, content["aliases"], Plugins(plugins).backend(execution), execution, content["batch_dim"])
         executor.statistics.frozen = content["frozen"]
         executor.choices = Choices(content["choices"])
         executor.feed = Feed(content["feed"])

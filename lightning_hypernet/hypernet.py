@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_hypernet import checkpoint
+from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.member_sampler import MemberSampler
 from lightning_hypernet.members import Members
@@ -21,9 +22,11 @@ from lightning_hypernet.population import Population
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
-from lightning_hypernet.target.arguments import Arguments, Reduction, reduce_outputs
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.facade import Facade, PartCalls
 from lightning_hypernet.target.filters import Structure
+from lightning_hypernet.target.layout import BatchDim, check_batch_dim
+from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 
 
 class Hypernet(MemberSampler):
@@ -70,9 +73,12 @@ class Hypernet(MemberSampler):
         execution: Name of the backend that runs the networks, or a mapping with its ``name`` and options: ``"loop"``,
             ``"vmap"``, or ``"auto"``, whichever of the two is faster.
         reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
-            ``(members, batch, ...)``.
+            ``(members, batch, ...)``, or a list of what each member returns where shapes differ; or a mapping with the ``name``
+            and ``dim``, the axis of the classes where it is not axis 1.
         plugins: Plug-ins beside the installed ones.
         structure: What the graph shows of filters, as checkpoints keep it; None: it is read.
+        batch_dim: Where the batch lies in the target's inputs, if not along the first axis: an axis, ``"list"`` for lists of
+            examples, or for some arguments, by their name, either of these, or None if all networks share the argument.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches nothing or there is nothing to generate.
@@ -104,16 +110,18 @@ class Hypernet(MemberSampler):
         reduce: Reduction = "mean",
         plugins: Sequence[object] = (),
         structure: Structure | Mapping[str, Any] | None = None,
+        batch_dim: BatchDim = None,
     ) -> None:
         counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         _check(target, reduce, context_dim, counts)
+        check_batch_dim(batch_dim)
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
-            execution=execution, plugins=plugins, structure=structure,
+            execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim,
         )  # fmt: skip
         self.samples, self.reduce = samples, reduce
-        self.options |= {"samples": samples, "members": members, "reduce": reduce}
+        self.options |= recorded({"samples": samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
         self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
@@ -129,12 +137,15 @@ class Hypernet(MemberSampler):
         self.population: Population | None = None
         self._steps = 0
         self._context: Tensor | None = None
+        self._alone: int | None = None
         self._calls = PartCalls()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
         return {
-            name: value for name, value in self.__dict__.items() if name not in ("population", "_steps", "_context", "_calls")
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("population", "_steps", "_context", "_calls", "_alone")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -160,7 +171,7 @@ class Hypernet(MemberSampler):
         return self._call("forward", args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = Arguments(args, kwargs, self.samples if self.training else None, self._smallest)
+        plans, arguments = self.executor.plans, Arguments(args, kwargs)
         if not arguments.tensors and method == "forward":
             kinds = ", ".join(type(leaf).__name__ for leaf in arguments.leaves)
             raise TypeError(
@@ -168,11 +179,15 @@ class Hypernet(MemberSampler):
                 "dicts, or register the class with torch.utils._pytree.register_pytree_node"
             )
         population = self._training_population() if self.training else self.member_population()
+        if self._alone is None and self.training and arguments.tensors:
+            arguments = plans.deal(population.networks, args, kwargs, method, self._smallest)
+        else:
+            arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
             self.executor.feed.note(args, kwargs)
             self._note_inputs(population, arguments)
-        if not arguments.tensors:
-            return self.executor.first(population.networks, arguments, method)
+        if self._alone is not None or not arguments.tensors:
+            return self.executor.single(population.networks, arguments, method, self._alone or 0)
         if self.training:
             return self.executor.joined(population.networks, arguments, method)
         outputs = self.executor.stacked(population.networks, arguments, method)
@@ -281,8 +296,10 @@ def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str
     problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
     if context_dim < 0:
         problems.append(f"context_dim must be 0 or more, not {context_dim!r}")
-    if reduce not in get_args(Reduction):
-        problems.append(f"reduce must be one of {get_args(Reduction)}, not {reduce!r}")
+    try:
+        check_reduction(reduce)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
     if isinstance(target, Hypernet):

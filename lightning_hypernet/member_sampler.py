@@ -13,7 +13,8 @@ from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.members import Members, warn_of_statistics
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import Sampler
-from lightning_hypernet.target.arguments import Arguments, Reduction
+from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.reduction import Reduction
 
 
 class MemberSampler(Sampler):
@@ -39,7 +40,8 @@ class MemberSampler(Sampler):
         """
         if not self.training:
             self.members.complete(self.executor, population)
-        return self.executor.stacked(population.networks, Arguments(args, kwargs), chunk_size=chunk_size)
+        arguments = self.executor.plans.arguments(self.target, args, kwargs)
+        return self.executor.stacked(population.networks, arguments, chunk_size=chunk_size)
 
     def materialize(self, population: Population) -> list[nn.Module]:
         """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
@@ -138,4 +140,4 @@ class MemberSampler(Sampler):
             self.members.update(self.executor, self._decode_members, self._source(), read)
 
     def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
-        return self.executor.feed.read(batches, self.members.device, self.target, inputs)
+        return self.executor.read(batches, self.members.device, inputs)

@@ -24,6 +24,7 @@ from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
+from lightning_hypernet.target.layout import BatchDim, laid_out
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
 
@@ -32,7 +33,7 @@ Named = str | Mapping[str, Any]
 _FIRST_LATENTS = 64
 _SOMEWHERE = torch.zeros(())
 _COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
-             "execution", "reduce")  # fmt: skip
+             "execution", "reduce", "batch_dim")  # fmt: skip
 
 
 class Sampler(StandIn):
@@ -70,6 +71,7 @@ class Sampler(StandIn):
         execution: Named,
         plugins: Sequence[object],
         structure: Structure | Mapping[str, Any] | None,
+        batch_dim: BatchDim = None,
     ) -> None:
         super().__init__()
         found = Plugins(plugins)
@@ -79,11 +81,12 @@ class Sampler(StandIn):
         self.prior = _prior(prior, latent_dim, components, found)
         make_gauge, backend = _gauge(gauge, found), found.backend(execution)
         known = Structure(**structure) if isinstance(structure, Mapping) else structure
-        symmetries = SymmetriesOnDemand(target, _examples(target, example_inputs), known, guessed=example_inputs is None)
+        examples = _examples(target, example_inputs, batch_dim)
+        symmetries = SymmetriesOnDemand(target, examples, known, guessed=example_inputs is None)
         wanted, unwanted = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
         self.banks = find_filters(target, found.rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure)
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
-        self.executor = Executor(target, self.banks.aliases, backend, execution)
+        self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target
         self.symmetries = symmetries.of(list(self.banks.shapes), self._network, make_gauge, automatic=gauge == "auto")
         make, options = found.distributions.chosen(distribution)
@@ -96,7 +99,7 @@ class Sampler(StandIn):
         self.needs = found.used(target, {**given, "generator": config.extractor})
         counts = {"latent_dim": latent_dim, "context_dim": context_dim, "components": components}
         shown = symmetries.structure and asdict(symmetries.structure)
-        taken = {"generate": ["*"], "exclude": list(self.banks.ordinary), "structure": shown}
+        taken = {"batch_dim": batch_dim, "generate": ["*"], "exclude": list(self.banks.ordinary), "structure": shown}
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -248,12 +251,13 @@ def _gauge(gauge: Named | Gauge, plugins: Plugins) -> Any:
     return functools.partial(make, **options)
 
 
-def _examples(target: nn.Module, example_inputs: Any) -> Arguments | None:
+def _examples(target: nn.Module, example_inputs: Any, batch_dim: BatchDim) -> Arguments | None:
     reference = next(target.parameters(), torch.zeros(()))
     if example_inputs is None:
         size = (getattr(target, "pretrained_cfg", None) or {}).get("input_size")
         if size is None:
             return None
         example_inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-    arguments = Arguments(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), {})
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    arguments = laid_out(inputs, {}, batch_dim, target)
     return arguments.head(2).map(lambda tensor: tensor.to(reference.device))

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
-from lightning_hypernet.target.arguments import reduce_outputs
 from lightning_hypernet.target.modes import evaluating
+from lightning_hypernet.target.reduction import reduce_outputs
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs to logits."""

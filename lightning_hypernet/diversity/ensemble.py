@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
-from lightning_hypernet.target.arguments import reduce_outputs
+from lightning_hypernet.target.reduction import reduce_outputs
 
 
 class EnsembleLoss(DiversityLoss):

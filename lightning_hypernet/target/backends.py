@@ -56,11 +56,11 @@ class Loop(Backend):
         """Call the target once with every network."""
         replicas = networks.replicas
         shared = replicas.shared_versions()
-        count = arguments.parts or len(networks)
-        networks.hold(count)
+        indices = range(arguments.parts or len(networks)) if arguments.only is None else [arguments.only]
+        networks.hold(indices[-1] + 1)
         outputs = []
         with checkpoints_not_reentrant() if networks.recorded else nullcontext():
-            for index in range(count):
+            for index in indices:
                 args, kwargs = arguments.of(index, replicas.habits.input)
                 outputs.append(networks.call(index, method, args, kwargs))
         replicas.check_shared(shared)
@@ -104,7 +104,7 @@ class Vmap(Backend):
             after = replica.buffers()
             return [leaf for leaf in flat if isinstance(leaf, Tensor)], {name: after[name] for name in buffers}
 
-        axes = [None if axis is None else 0 for axis in arguments.axes]
+        axes = [None if axis is None or arguments.sizes is None else 0 for axis in arguments.axes]
         try:
             mapped = torch.func.vmap(one, in_dims=(0, 0, axes), randomness="different", chunk_size=chunk_size)
             with watch or nullcontext(), torch.autograd.graph.disable_saved_tensors_hooks("it checkpoints its activations"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ import torch.fx
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.target.arguments import Arguments, stack
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.backends import BACKENDS, Backend, Loop
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Watch, check_reach
-from lightning_hypernet.target.loaders import Feed
+from lightning_hypernet.target.joining import join, stack
+from lightning_hypernet.target.layout import BatchDim
+from lightning_hypernet.target.loaders import Feed, InputsOf
 from lightning_hypernet.target.networks import ROUND, Networks
 from lightning_hypernet.target.places import Placeholder, find_places
+from lightning_hypernet.target.plans import Plans
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
 
@@ -36,13 +40,19 @@ class Executor:
         backend: What runs the networks; None: the loop or vmap, whichever is faster, measured once for every signature of a
             call. What a backend can't run (for vmap recurrent layers, solvers, uneven parts) goes to the loop.
         choice: How the backend was chosen, by a name or a mapping, as files keep it.
+        batch_dim: Where the batch lies in the target's inputs; None: along the first axis.
 
     Raises:
         ValueError: If the target can't be copied.
     """
 
     def __init__(
-        self, target: nn.Module, aliases: Mapping[str, Sequence[str]], backend: Backend | None = None, choice: Any = "auto"
+        self,
+        target: nn.Module,
+        aliases: Mapping[str, Sequence[str]],
+        backend: Backend | None = None,
+        choice: Any = "auto",
+        batch_dim: BatchDim = None,
     ) -> None:
         self.backend, self.choice = backend, choice
         self.aliases = {name: tuple(names) for name, names in aliases.items()}
@@ -57,6 +67,7 @@ class Executor:
             _save_plainly(self.target.get_submodule(path))
         self.statistics = Statistics(self.replicas)
         self.choices = Choices()
+        self.plans = Plans(batch_dim)
         self.feed = Feed()
         self._own = {name: weakref.ref(parameter) for name, parameter in own.items()}
         self._first = threading.Lock()
@@ -133,6 +144,10 @@ class Executor:
         """Networks of the target; tensors are ``{name: (S, *shape)}``."""
         return Networks(self.replicas, weights, buffers)
 
+    def read(self, batches: Iterable[Any], device: torch.device, inputs: InputsOf | None = None) -> Iterator[Arguments]:
+        """What the batches of a loader are to the target, as `Feed.read` gives it."""
+        return self.feed.read(batches, device, self.target, inputs, self.plans.batch_dim)
+
     def stacked(self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None) -> Any:
         """Call the target once with every network, all on the same inputs; every tensor of the output is ``(S, ...)``.
 
@@ -153,22 +168,26 @@ class Executor:
 
         Args and errors as in `stacked`.
         """
-        outputs, used = self._run(networks, arguments, method)
+        try:
+            outputs, used = self._run(networks, arguments, method)
+        except Exception as error:
+            if arguments.sizes is not None and len(arguments.sizes) > 1 and _SHAPES.search(str(error)):
+                _explain(error, arguments)
+            raise
+        if len(outputs) == 1:
+            return _tied(outputs[0], used, 1)
+        sizes = arguments.sizes or [1] * len(outputs)
+        joined = join(outputs, sizes, *self.plans.joint(networks, arguments, method, outputs))
+        return _tied(joined, used, len(outputs))
 
-        @torch.no_grad()
-        def again(other: Arguments) -> Any:
-            return self._run(networks.some(slice(1)), other, method)[0][0]
-
-        return _tied(arguments.join(outputs, again), used, len(outputs))
-
-    def first(self, networks: Networks, arguments: Arguments, method: str) -> Any:
-        """The output of the first network alone, of whatever kind it is; args as in `stacked`.
+    def single(self, networks: Networks, arguments: Arguments, method: str, index: int = 0) -> Any:
+        """The output of one network alone, of whatever kind it is; args as in `stacked`.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If it calls a method of the target that returns nothing.
         """
-        (output,), used = self._run(networks, arguments.alone(), method)
-        if output is None:
+        (output,), used = self._run(networks, arguments.alone(index), method)
+        if output is None and method != "forward":
             raise RuntimeError(
                 f"{type(self.target).__name__}.{method} returns nothing, so it is meant to change the target, which runs of "
                 "networks leave as it was; call it before the target is wrapped"
@@ -271,6 +290,24 @@ def _tied(outputs: Any, networks: Networks, count: int) -> Any:
         return leaf
 
     return tree_map(tie, outputs)
+
+
+_SHAPES = re.compile("shape|size|dimension|index|batch|length|sequence|dim ", re.IGNORECASE)
+
+
+def _explain(error: Exception, arguments: Arguments) -> None:
+    """Add to an error of the target how its inputs were dealt out."""
+    shapes = [tuple(leaf.shape) for leaf, axis in zip(arguments.leaves, arguments.axes, strict=True) if axis is not None
+              and isinstance(leaf, Tensor)]  # fmt: skip
+    note = (
+        f"In training the batch of {arguments.batch} is dealt out to {arguments.parts} networks, along the first axis unless "
+        f"batch_dim says where it lies; it was found in inputs {', '.join(map(str, shapes)) or 'in a list'}. For graphs, "
+        "packed sequences and losses over the batch take deal='batch'."
+    )
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        error.args = (f"{error}\n{note}",)
 
 
 class _Plainly(functools.partial[Any]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.layout import BatchDim, laid_out
 
 InputsOf = Callable[[Any], Any]
 """Gives what a target is called with of a batch: a tuple of arguments, a mapping of keyword arguments, or the one argument."""
@@ -33,6 +35,15 @@ class Feed:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "batch": None}
 
+    @contextmanager
+    def of(self, batch: Any) -> Iterator[None]:
+        """Within, a training step has this batch."""
+        before, self.batch = self.batch, batch
+        try:
+            yield
+        finally:
+            self.batch = before
+
     def note(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """See, at the first call of a target within a step, where its arguments come from."""
         if self._asked or self.batch is None:
@@ -44,7 +55,12 @@ class Feed:
             self.seen = {"args": positional, "kwargs": named}
 
     def read(
-        self, batches: Iterable[Any], device: torch.device, target: nn.Module, inputs: InputsOf | None
+        self,
+        batches: Iterable[Any],
+        device: torch.device,
+        target: nn.Module,
+        inputs: InputsOf | None = None,
+        batch_dim: BatchDim = None,
     ) -> Iterator[Arguments]:
         """The arguments of every batch, on a device.
 
@@ -53,12 +69,16 @@ class Feed:
             device: Where they are moved.
             target: The target.
             inputs: Gives what the target is called with; None: as it was seen, or as its `forward` takes a batch.
+            batch_dim: Where the batch lies in it.
 
         Raises:
             ValueError: If a batch could reach the target in several ways or in none.
         """
         for batch in batches:
-            arguments = batch if isinstance(batch, Arguments) else Arguments(*self._call(batch, target, inputs))
+            if isinstance(batch, Arguments):
+                arguments = batch
+            else:
+                arguments = laid_out(*self._call(batch, target, inputs), batch_dim, target)
             yield arguments.map(lambda tensor: tensor.to(device))
 
     def _call(self, batch: Any, target: nn.Module, inputs: InputsOf | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -178,7 +178,7 @@ class Replicas:
     def __init__(self, template: nn.Module, places: Sequence[Place]) -> None:
         self.template = template
         self.places = list(places)
-        self.muted = False
+        self.muted = self.apart = False
         self.habits = Habits()
         self._all: weakref.WeakSet[Replica] = weakref.WeakSet()
         self.clear()
@@ -253,7 +253,7 @@ class Replicas:
         """Some replicas, as the target is now; the caller gives them back."""
         if len(self._idle) < count:
             self.refresh()
-        changing = None if self.habits.watch or self.muted else self.habits.changing
+        changing = None if self.habits.watch or self.apart else self.habits.changing
         taken = []
         modes = self.modes
         for _ in range(count):
@@ -285,10 +285,10 @@ class Replicas:
             if replica.end() and replica.generation is self._generation:
                 self._idle.append(replica)
 
-    def aside(self) -> Replicas:
-        """Other replicas of the same target, which hooks don't see, for trials."""
+    def aside(self, muted: bool = True) -> Replicas:
+        """Other replicas of the same target, which hooks don't see if they are muted, for trials."""
         trial = copy.copy(self)
-        trial.muted = True
+        trial.muted, trial.apart = muted, True
         return trial
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:

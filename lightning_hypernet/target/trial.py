@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,71 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.backends import BACKENDS
-from lightning_hypernet.target.networks import Networks
+from lightning_hypernet.target.networks import Networks, call
+
+
+class Aside:
+    """The first of some networks, in a replica aside: hooks, random numbers, buffers and graphs are left alone.
+
+    Args:
+        networks: The networks.
+        hooks: Whether hooks see it after all.
+    """
+
+    def __init__(self, networks: Networks, hooks: bool = False) -> None:
+        self._weights = {name: value[:1].detach() for name, value in networks.weights.items()}
+        self._given = {name: value[:1] for name, value in networks.buffers.items()}
+        self._replicas = networks.replicas.aside(muted=not hooks)
+        self.template = networks.replicas.template
+
+    def run(
+        self,
+        arguments: Arguments,
+        method: str,
+        training: bool = True,
+        before: Callable[[nn.Module], None] | None = None,
+    ) -> Any:
+        """The output of a call, without gradients.
+
+        Args:
+            arguments: The arguments, which all networks share.
+            method: What is called.
+            training: Whether in the target's present mode, else in evaluation.
+            before: Is given the replica before the run.
+        """
+        weights = {name: value.clone() for name, value in self._weights.items()}
+        networks = Networks(self._replicas, weights, self._given)
+        (held,) = networks.hold(1)
+        for module in held.module.modules() if not training else ():
+            module.training = False
+        if before is not None:
+            before(held.module)
+        with torch.no_grad(), aside(held.outside, next(iter(weights.values())).device):
+            torch.manual_seed(0)
+            args, kwargs = arguments.detached().of(0)
+            return call(held.module, method, args, kwargs)
+
+    def shapes(self, arguments: Arguments, method: str, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shapes of what some submodules are given first in a call, by their paths."""
+        seen: dict[str, tuple[int, ...]] = {}
+
+        def watch(path: str, module: nn.Module) -> None:
+            forward = module.forward
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+                if first is not None:
+                    seen[path] = tuple(first.shape)
+                return forward(*args, **kwargs)
+
+            object.__setattr__(module, "forward", watched)
+
+        def watch_all(root: nn.Module) -> None:
+            for path in paths:
+                watch(path, root.get_submodule(path))
+
+        self.run(arguments, method, before=watch_all)
+        return seen
 
 
 class Trial:
@@ -42,7 +106,7 @@ class Trial:
         networks = Networks(self._replicas, weights, self._given)
         arguments = self._arguments.detached()
         held = networks.hold(self.count if name == "loop" else 1)
-        with self._aside(held[0].outside):
+        with aside(held[0].outside, self.device):
             self._wait()
             start = time.perf_counter()
             outputs = BACKENDS[name].run(networks, arguments, self._method)
@@ -57,22 +121,26 @@ class Trial:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
 
-    @contextmanager
-    def _aside(self, outside: list[Any]) -> Iterator[None]:
-        """Within, random numbers are drawn that are drawn again afterwards; what the target refers to is put back."""
-        states = [(source, _state_of(source)) for source in (random, np.random, *outside)]
-        try:
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                yield
-        finally:
-            for source, state in states:
-                _put_back(source, state)
+
+@contextmanager
+def aside(outside: list[Any], device: torch.device) -> Iterator[None]:
+    """Within, random numbers are drawn that are drawn again afterwards; what the target refers to is put back."""
+    states = [(source, _state_of(source)) for source in (random, np.random, *outside)]
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for source, state in states:
+            _put_back(source, state)
 
 
 def _state_of(source: Any) -> Any:
-    """The state of a source of random numbers, or the buffers of a module."""
+    """The state of a source of random numbers, or the buffers of a module, in whose place come copies."""
     if isinstance(source, nn.Module):
-        return [(buffer, buffer.clone()) for buffer in source.buffers()]
+        kept = [(module._buffers, key, value) for module in source.modules() for key, value in module._buffers.items()]
+        for holder, key, value in kept:
+            holder[key] = None if value is None else value.clone()
+        return kept
     if isinstance(source, np.random.Generator):
         return source.bit_generator.state
     if source is np.random or isinstance(source, (np.random.RandomState, torch.Generator)):
@@ -82,9 +150,8 @@ def _state_of(source: Any) -> Any:
 
 def _put_back(source: Any, state: Any) -> None:
     if isinstance(source, nn.Module):
-        with torch.no_grad():
-            for buffer, value in state:
-                buffer.copy_(value)
+        for holder, key, value in state:
+            holder[key] = value
     elif isinstance(source, np.random.Generator):
         source.bit_generator.state = state
     elif source is np.random or isinstance(source, (np.random.RandomState, torch.Generator)):

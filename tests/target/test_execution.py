@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.target.arguments import reduce_outputs
 from lightning_hypernet.target.backends import Loop, Vmap
+from lightning_hypernet.target.reduction import reduce_outputs
 from tests.targets import KINDS, leaves
 
 

@@ -10,16 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_hypernet.checkpoint import differences, recorded, write
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.placing import (
+    averages_of,
+    built,
+    check_order,
+    copies_of,
+    put,
+    put_copies,
+    refuse_shared,
+    warn_of_hidden,
+    wrap_whole,
+)
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import plain_options
-from lightning_hypernet.training_step import TrainingStep, call_step, loss_of, manual_step, targets_of
+from lightning_hypernet.sampler import check_options_of_hypernet, plain_options
+from lightning_hypernet.target.reduction import check_reduction, refuse_regression
+from lightning_hypernet.training_step import (
+    Split,
+    Step,
+    call_step,
+    dealt_step,
+    give_back_steps,
+    loss_of,
+    manual_step,
+    targets_of,
+)
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Base = pl.Callback
@@ -47,6 +67,14 @@ class HypernetCallback(_Base):
         preset: A whole way of working by its name, ``"deep_ensemble"``, ``"one_family"`` or one of a plug-in: options of this
             callback, which those given beside it change where they are not the default.
         context: Gives the condition of the networks that train on a batch, ``(context_dim,)`` or ``(samples, context_dim)``.
+        deal: ``"inputs"``: the inputs of every call of the target are dealt out to the networks. ``"batch"``: the batch of
+            `training_step` is, and the step is run once for each network, on its part; losses and what is logged are averaged.
+            Or a function that makes a list of parts of the batch and a number of networks, for batches of a kind of their own.
+        validation: ``"ensemble"``: `validation_step` sees the joined outputs. ``"members"``: it is run once for each member,
+            and what is logged is averaged.
+        copies: Paths of modules that are copies of the target, such as momentum encoders and teachers. Each becomes a copy of
+            the Hypernet without gradients, whose networks have the Hypernet's latents in a training step. None: they are
+            found: of the target's class, with its parameters, equal to them or frozen.
         plugins: Plug-ins beside the installed ones.
         hypernet_options: Arguments of `Hypernet`.
 
@@ -73,6 +101,9 @@ class HypernetCallback(_Base):
         plugins: Sequence[object] = (),
         preset: str | None = None,
         context: Callable[[Any], Tensor] | None = None,
+        deal: str | Split = "inputs",
+        validation: str = "ensemble",
+        copies: Sequence[str] | None = None,
         **hypernet_options: Any,
     ) -> None:
         super().__init__()
@@ -93,9 +124,17 @@ class HypernetCallback(_Base):
         self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
-        self._step: Callable[..., Any] | None = None
+        self._checked = False
+        self.twins: list[Hypernet] = []
+        self._twins: list[str] = []
         self._drawn: Population | None = None  # until the backward pass is over
+        if deal not in ("inputs", "batch") and not callable(deal):
+            raise ValueError(f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}")
+        if validation not in ("ensemble", "members"):
+            raise ValueError(f"validation must be 'ensemble' or 'members', not {validation!r}")
+        self.deal, self.validation, self.copies = deal, validation, copies
         self._asked()  # a mistake is told here, not when training starts
+        check_options_of_hypernet(hypernet_options, Plugins(self.plugins))
 
     @property
     def hypernet(self) -> Hypernet:
@@ -109,31 +148,43 @@ class HypernetCallback(_Base):
         return self._hypernet
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the Hypernet in the target's place, once."""
+        """Put the Hypernet in the target's place, once, and go around the steps."""
         strategy = type(trainer.strategy).__name__
         if strategy in _SHARDED:
             raise ValueError(f"{strategy} shards parameters, which a hypernetwork generates; use DDP or a single device")
-        if self.target == ".":
-            self._hypernet = self._wrap_module(pl_module)
-            return
-        found = _submodule(pl_module, self.target)
-        if found is None and is_overridden("configure_model", pl_module):
-            pl_module.configure_model()
-            found = _submodule(pl_module, self.target)
-        if found is None:
-            names = [name for name, _ in pl_module.named_modules() if name]
+        check_order(trainer, self)
+        if self.deal != "inputs" and not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} has no module {self.target!r}; set target to one of {', '.join(names[:10])}, or "
-                "to '.' for its own forward"
+                "under manual optimization deal the batch out yourself: leave out deal=, and take the loss in training_step as "
+                "sum(share * loss(part) for part, share in self.model.deal(batch)), within self.model.step()"
             )
+        if self.target == ".":
+            present = getattr(pl_module, "hypernet", None)
+            if isinstance(present, Hypernet):
+                self._take_over(present)
+            else:
+                self._hypernet = wrap_whole(pl_module, self._build)
+        elif built(pl_module, self.target, lambda: self._place(pl_module)):
+            self._place(pl_module)
+        give_back_steps(pl_module)
+        if stage == "fit":
+            Step(self._around, pl_module, "training_step")
+        if self.validation == "members" and stage in ("fit", "validate"):
+            Step(self._validated, pl_module, "validation_step")
+
+    def _place(self, pl_module: pl.LightningModule) -> None:
+        found = pl_module.get_submodule(self.target)
         if isinstance(found, Hypernet):
             self._take_over(found)
-            return
-        _refuse_shared(pl_module, found, self.target)
-        self._hypernet = self._build(found)
-        _warn_of_hidden(self.target, found, self._hypernet)
-        parent, _, name = self.target.rpartition(".")
-        setattr(pl_module.get_submodule(parent), name, self._hypernet)
+            names = self._twins if self.copies is None else list(self.copies)
+        else:
+            refuse_shared(pl_module, found, self.target)
+            names = copies_of(pl_module, self.target, found, self.copies)
+            self._hypernet = self._build(found)
+            warn_of_hidden(self.target, found, self._hypernet)
+            put(pl_module, self.target, self._hypernet)
+        self._twins = names
+        self.twins = put_copies(pl_module, self.target, self.hypernet, names, told=self.copies is not None)
 
     def _build(self, target: nn.Module) -> Hypernet:
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
@@ -153,33 +204,14 @@ class HypernetCallback(_Base):
             _set_diversity(hypernet, asked)
         self._hypernet = hypernet
 
-    def _wrap_module(self, pl_module: pl.LightningModule) -> Hypernet:
-        """Generate the LightningModule's own parameters; its forward becomes the Hypernet's."""
-        present = getattr(pl_module, "hypernet", None)
-        if isinstance(present, Hypernet):
-            self._take_over(present)
-            return present
-        trainer, pl_module._trainer = pl_module._trainer, None
-        try:
-            hypernet = self._build(pl_module)
-        finally:
-            pl_module._trainer = trainer
-        for names in hypernet.banks.aliases.values():
-            for name in names:
-                path, _, key = name.rpartition(".")
-                pl_module.get_submodule(path)._parameters[key] = None
-        for name in hypernet.banks.ordinary:
-            path, _, key = name.rpartition(".")
-            hypernet.target.get_submodule(path)._parameters[key] = pl_module.get_parameter(name)
-        pl_module.hypernet = hypernet
-        pl_module.forward = hypernet.__call__  # type: ignore[method-assign]
-        return hypernet
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap `training_step`, and see that the Hypernet trains and the optimizers have the generator's parameters.
+        """See that the Hypernet trains and the optimizers have the generator's parameters.
 
         Trainers leave every module in the mode it is in, and loaders of pretrained models return them in evaluation mode: the
         modules of the target stay so, the Hypernet itself does not.
+
+        Raises:
+            ValueError: If an optimizer has parameters that are generated now, or norm layers are synchronized.
         """
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.hypernet.target.modules()):
             raise ValueError(
@@ -188,38 +220,40 @@ class HypernetCallback(_Base):
             )
         self.hypernet.training = True
         self.hypernet.generator.train()
-        trained = {
-            id(parameter)
-            for optimizer in trainer.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        if not all(id(parameter) in trained for parameter in self.hypernet.parameters() if parameter.requires_grad):
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        trained = [parameter for group in groups for parameter in group["params"]]
+        generated = self.hypernet.executor.replaced(trained)
+        if generated:
+            raise ValueError(
+                f"an optimizer of {type(pl_module).__name__} was made before fit, of {', '.join(generated[:3])} and others of "
+                f"{self.target!r}, which are generated now: make it in configure_optimizers, of self.parameters()"
+            )
+        known = {id(parameter) for parameter in trained}
+        if not all(id(parameter) in known for parameter in self.hypernet.parameters() if parameter.requires_grad):
             warnings.warn(
                 f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {self.target!r}; build them "
                 "in configure_optimizers from self.parameters()",
                 stacklevel=2,
             )
-        self._step = vars(pl_module).get("training_step")
-        pl_module.training_step = TrainingStep(self._around, pl_module, pl_module.training_step)  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let copies of the Hypernet that were made since follow it, as a teacher made in `on_fit_start` does."""
+        others = [one for one in pl_module.modules() if isinstance(one, Hypernet) and one is not self.hypernet]
+        for other in others if self.copies is None else ():
+            if other.same_as(self.hypernet) and not any(parameter.requires_grad for parameter in other.parameters()):
+                other.follow(self.hypernet)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Estimate the members' norm statistics anew, for use without the trainer."""
-        self.hypernet.settle_statistics()
+        """Estimate the members' statistics anew, for use without the trainer."""
+        self._settle()
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give `training_step` back."""
-        self._unwrap(pl_module)
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the steps back."""
+        give_back_steps(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give `training_step` back."""
-        self._unwrap(pl_module)
-
-    def _unwrap(self, pl_module: pl.LightningModule) -> None:
-        if isinstance(vars(pl_module).get("training_step"), TrainingStep):
-            del pl_module.training_step
-            if self._step is not None:
-                pl_module.training_step = self._step  # type: ignore[method-assign]
+        """Give the steps back."""
+        give_back_steps(pl_module)
 
     def _around(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -227,30 +261,62 @@ class HypernetCallback(_Base):
         """One `training_step` with the networks of one population, and its diversity added to the loss."""
         hypernet, diversity = self.hypernet, self.hypernet.diversity
         assert isinstance(diversity, WeightedDiversity)
+        if not (hypernet.training and trainer.training):
+            return original(*args, **kwargs)
         if not pl_module.automatic_optimization:
             if self.context is not None:
                 raise RuntimeError("under manual optimization open hypernet.step(context=...) yourself; leave out context=")
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
-        with hypernet.step(None if self.context is None else self.context(batch)), hypernet.executor.feed.of(batch):
-            result = call_step(original, self.target, *args, **kwargs)
+        with hypernet.step(None if self.context is None else self.context(batch)):
+            if self.deal == "inputs":
+                with hypernet.executor.feed.of(batch):
+                    result = call_step(original, self.target, *args, **kwargs)
+            else:
+                split = None if isinstance(self.deal, str) else self.deal
+                result = dealt_step(hypernet, pl_module, original, split, *args, **kwargs)
             if result is None:
                 return None
-            loss = loss_of(result)
+            loss = loss_of(result, batch, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
             if hypernet.population is None:
                 raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
             self._drawn = hypernet.population
+            if hypernet.population.targets is None:
+                hypernet.population.targets = targets_of(batch)
+            self._check_reduction(hypernet.population)
             if diversity.losses:
-                if hypernet.population.targets is None:
-                    hypernet.population.targets = targets_of(batch)
                 values = diversity(hypernet.population)
                 loss = loss + diversity.total(values)
                 for name, value in values.items():
-                    pl_module.log(f"hypernet/{name}", value.detach())
+                    self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and trainer.global_step % every == 0:
-                pl_module.log("hypernet/member_distance", hypernet.population.distance())
+                self._log(trainer, pl_module, "member_distance", hypernet.population.distance())
             return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, value: Tensor) -> None:
+        """Log a value, under several ranks their mean over an epoch; with the target's name where there are several."""
+        several = sum(isinstance(one, HypernetCallback) for one in trainer.callbacks) > 1  # type: ignore[attr-defined]
+        prefix = f"hypernet/{self.target}/" if several else "hypernet/"
+        ranks = trainer.world_size > 1
+        pl_module.log(f"{prefix}{name}", value, on_step=not ranks, on_epoch=ranks, sync_dist=ranks)
+
+    def _check_reduction(self, population: Population) -> None:
+        """See, at the first step, that the way members are joined fits the targets."""
+        name, _ = check_reduction(self.hypernet.reduce)
+        if self._checked or name in (None, "mean") or not isinstance(population.targets, Tensor) or population.batch is None:
+            return
+        self._checked = True
+        with torch.no_grad():
+            outputs = self.hypernet.executor.stacked(population.networks.some(slice(1)), population.batch.head(2))
+        if isinstance(outputs, Tensor):
+            refuse_regression(name, outputs[0], population.targets[:2], "reduce =")
+
+    def _validated(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One `validation_step` for each member, on the whole batch."""
+        return dealt_step(self.hypernet, pl_module, original, None, *args, **kwargs)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Let the networks of the step go."""
@@ -268,28 +334,26 @@ class HypernetCallback(_Base):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' statistics with those of the other ranks; a rank alone does when evaluation first asks."""
         if trainer.world_size > 1:
-            self.hypernet.settle_statistics()
+            self._settle()
 
     on_test_start = on_predict_start = on_validation_start
 
+    def _settle(self) -> None:
+        for hypernet in (self.hypernet, *self.twins):
+            hypernet.settle_statistics()
+
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
-        prefix = "hypernet." if self.target == "." else f"{self.target}."
-        self.hypernet.settle_statistics()
-        for average in _averages(trainer, self.hypernet):
+        self._settle()
+        for average in averages_of(trainer, self.hypernet):
             average.members.recent = self.hypernet.members.recent
             average.members.estimated.zero_()
             average.settle_statistics()
-        state = self.hypernet.state_dict()
-        checkpoint["state_dict"].update({f"{prefix}{name}": value for name, value in state.items()})
-        write(checkpoint, self.target, prefix, self.hypernet.options, self.hypernet.needs)
-
-
-def _averages(trainer: pl.Trainer, hypernet: Hypernet) -> list[Hypernet]:
-    """The copies that other callbacks keep of a Hypernet, such as averages of its weights."""
-    held = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
-    modules = [module for value in held if isinstance(value, nn.Module) for module in value.modules()]
-    return [one for one in modules if isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet)]
+        names = ["hypernet"] if self.target == "." else [self.target, *self._twins]
+        targets = [self.target, *self._twins]
+        for name, target, hypernet in zip(names, targets, (self.hypernet, *self.twins), strict=True):
+            checkpoint["state_dict"].update({f"{name}.{key}": value for key, value in hypernet.state_dict().items()})
+            write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
 
 
 def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
@@ -297,37 +361,3 @@ def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
         with torch.no_grad():
             diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
     hypernet.diversity = diversity.to(hypernet.members.device)
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _warn_of_hidden(path: str, target: nn.Module, hypernet: Hypernet) -> None:
-    """The LightningModule may mean the target's attribute where it gets the Hypernet's."""
-    both = set(dir(target)) & set(dir(hypernet)) - set(dir(nn.Module()))
-    hidden = sorted(name for name in both if not name.startswith("_"))
-    if hidden:
-        warnings.warn(
-            f"{', '.join(hidden)}: {path!r} has these names and the Hypernet in its place too, which answers to them from now "
-            "on; rename them, if they are used from outside the target",
-            stacklevel=3,
-        )
-
-
-def _refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
-    """Parameters that live both in the target and outside of it can't be generated."""
-    inside = {id(parameter) for parameter in target.parameters()}
-    shared = [
-        name
-        for name, parameter in pl_module.named_parameters(remove_duplicate=False)
-        if id(parameter) in inside and not name.startswith(f"{path}.")
-    ]
-    if shared:
-        raise ValueError(
-            f"{', '.join(shared)} of {type(pl_module).__name__} are also parameters of the target {path!r}; choose a target "
-            "that holds both, or '.'"
-        )

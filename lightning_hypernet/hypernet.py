@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hypernet import checkpoint
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
-from lightning_hypernet.member_sampler import MemberSampler
 from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
+from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.target.arguments import Arguments
-from lightning_hypernet.target.facade import Facade, PartCalls
+from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
 from lightning_hypernet.target.layout import BatchDim, check_batch_dim
 from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 
 
-class Hypernet(MemberSampler):
+class Hypernet(StepSampler):
     """A drop-in for a module whose weights come from a hypernetwork.
 
     In training every call draws `samples` networks and deals the batch out to them: each network sees other examples, and
@@ -124,33 +124,13 @@ class Hypernet(MemberSampler):
         self.options |= recorded({"samples": samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
-        self._smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
-        self._leave_step()
+        self.smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
+        self.leave_step()
         self.members = Members(self.draw(members), context_dim, self.executor.statistics.norms())
         self.training = target.training
         self.generator.train(target.training)
         names = [name for group in self.banks.aliases.values() for name in group]
         self._facade = Facade(self.executor.replicas, self._call, names)
-
-    def _leave_step(self) -> None:
-        """Be outside of any step, with nothing drawn."""
-        self.population: Population | None = None
-        self._steps = 0
-        self._context: Tensor | None = None
-        self._alone: int | None = None
-        self._calls = PartCalls()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but what belongs to the present step."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("population", "_steps", "_context", "_calls", "_alone")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._leave_step()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.executor.replicas.clear()
@@ -160,7 +140,7 @@ class Hypernet(MemberSampler):
     def train(self, mode: bool = True) -> Hypernet:
         """Set the mode; the members are drawn anew from the generator as it is when evaluation begins."""
         self.members.forget()
-        self._calls.forget()
+        self.part_calls.forget()
         self.executor.replicas.refresh()
         return super().train(mode)
 
@@ -172,27 +152,29 @@ class Hypernet(MemberSampler):
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
-        if not arguments.tensors and method == "forward":
-            kinds = ", ".join(type(leaf).__name__ for leaf in arguments.leaves)
+        led = self.led()
+        population = led or (self.training_population() if self.training else self.member_population())
+        dealt = self.alone is None and (self.training or led is not None)
+        if dealt and method == "forward" and not _can_be_dealt(args, kwargs, arguments):
+            kinds = ", ".join(type(leaf).__name__ for leaf in (*args, *kwargs.values()))
             raise TypeError(
-                f"no tensor was found in the arguments ({kinds}), so there is no batch to deal out; pass tensors, tuples or "
-                "dicts, or register the class with torch.utils._pytree.register_pytree_node"
+                f"there is no batch to deal out in the arguments ({kinds}); pass tensors, tuples or dicts, or take "
+                "deal='batch', which deals out the batch of training_step"
             )
-        population = self._training_population() if self.training else self.member_population()
-        if self._alone is None and self.training and arguments.tensors:
-            arguments = plans.deal(population.networks, args, kwargs, method, self._smallest)
+        if dealt and arguments.tensors:
+            arguments = plans.deal(population.networks, args, kwargs, method, self.smallest)
         else:
             arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
             self.executor.feed.note(args, kwargs)
             self._note_inputs(population, arguments)
-        if self._alone is not None or not arguments.tensors:
-            return self.executor.single(population.networks, arguments, method, self._alone or 0)
-        if self.training:
+        if self.alone is not None or (not arguments.tensors and (dealt or method != "forward")):
+            return self.executor.single(population.networks, arguments, method, self.alone or 0)
+        if dealt:
             return self.executor.joined(population.networks, arguments, method)
         outputs = self.executor.stacked(population.networks, arguments, method)
         joined = reduce_outputs(outputs, self.reduce)
-        self._calls.note(method, arguments.tensors, outputs, joined)
+        self.part_calls.note(method, arguments.tensors, outputs, joined)
         return joined
 
     def _note_inputs(self, population: Population, arguments: Arguments) -> None:
@@ -201,40 +183,6 @@ class Hypernet(MemberSampler):
         self.executor.statistics.note_frozen()
         if self.executor.statistics.possible:
             self.members.saw(arguments)
-
-    def _training_population(self) -> Population:
-        if not self._steps or self.population is None:
-            # with gradients always: the first call of a step may be one without, and later calls use the same networks
-            with torch.inference_mode(False), torch.enable_grad():
-                self.population = self.populate(self.draw(self.samples, context=self._context))
-        return self.population
-
-    @contextmanager
-    def step(self, context: Tensor | None = None) -> Iterator[None]:
-        """Within, every training call uses the same networks; afterwards, at the end of the outermost, they are released.
-
-        Args:
-            context: The condition of all networks, ``(context_dim,)``, or of each, ``(samples, context_dim)``; None: zeros, or
-                that of the step around this one.
-
-        Raises:
-            RuntimeError: If a condition is given in evaluation mode, or when the networks of the step are drawn already.
-        """
-        if context is not None and not self.training:
-            raise RuntimeError("in evaluation mode every member has a condition of its own: set member_context")
-        if context is not None and self._steps and self.population is not None:
-            raise RuntimeError("the networks of this step are drawn already: give the condition before the target is called")
-        if not self._steps:
-            self.population = None
-        around, self._context = self._context, self._context if context is None else context
-        self._steps += 1
-        try:
-            yield
-        finally:
-            self._steps -= 1
-            self._context = around
-            if not self._steps:
-                self.population = None
 
     def diversity_loss(self) -> Tensor:
         """The weighted diversity losses of the last training forward, for a training loop of one's own.
@@ -290,6 +238,11 @@ class Hypernet(MemberSampler):
         if loader is not None:
             hypernet.update_statistics(loader)
         return hypernet.eval()
+
+
+def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: Arguments) -> bool:
+    packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))
+    return bool(arguments.tensors) and not packed
 
 
 def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str, int]) -> None:

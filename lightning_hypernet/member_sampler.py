@@ -81,7 +81,7 @@ class MemberSampler(Sampler):
 
         In evaluation statistics are estimated from the last inputs seen, if the weights have changed since they were.
         """
-        source = self._source()
+        source = self.sources()
         if not self.training and self.executor.statistics and self.members.stale(source):
             if self.members.recent:
                 self.members.update(self.executor, self._decode_members, source)
@@ -90,7 +90,7 @@ class MemberSampler(Sampler):
         shared = [*self.target.parameters(), *self.target.buffers()]
         return self.members.population(self._decode_members, source, shared)
 
-    def _source(self) -> list[Tensor]:
+    def sources(self) -> list[Tensor]:
         """What the members' weights are made from."""
         modules = (self.generator, self.prior, self.members.stored)
         return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
@@ -102,12 +102,12 @@ class MemberSampler(Sampler):
     def settle_statistics(self) -> None:
         """Estimate the members' statistics from the last inputs seen, if they are due; under DDP on all ranks together."""
         due = self.members.estimated.new_tensor(
-            float(self.executor.statistics.possible and self.members.stale(self._source()) and bool(self.members.recent))
+            float(self.executor.statistics.possible and self.members.stale(self.sources()) and bool(self.members.recent))
         )
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(due, distributed.ReduceOp.MAX)
         if due:
-            self.members.update(self.executor, self._decode_members, self._source(), all_ranks=True)
+            self.members.update(self.executor, self._decode_members, self.sources(), all_ranks=True)
 
     def _decode_members(self) -> Population:
         return self.decode(self.prior.renewed(self.members.latents))
@@ -137,7 +137,7 @@ class MemberSampler(Sampler):
             population.networks.buffers = {}
             self.members.complete(self.executor, population, read)
         elif self.executor.statistics.possible:
-            self.members.update(self.executor, self._decode_members, self._source(), read)
+            self.members.update(self.executor, self._decode_members, self.sources(), read)
 
     def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
         return self.executor.read(batches, self.members.device, inputs)

@@ -24,9 +24,10 @@ from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
-from lightning_hypernet.target.layout import BatchDim, laid_out
+from lightning_hypernet.target.layout import BatchDim, check_batch_dim, laid_out
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
+from lightning_hypernet.target.reduction import check_reduction
 
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
@@ -220,6 +221,30 @@ def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any
     for name in {"gauge", "execution"} & set(chosen):
         chosen[name] = _shortest(chosen[name])
     return checkpoint.recorded(chosen)
+
+
+def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> None:
+    """See, without a target, that what is chosen by name is there, and that numbers are in range.
+
+    Raises:
+        TypeError: If an option is of another kind.
+        ValueError: If a name is unknown or a number is out of range.
+    """
+    counts = {name: options[name] for name in ("latent_dim", "components", "samples", "members") if name in options}
+    problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
+    if options.get("context_dim", 0) < 0:
+        problems.append(f"context_dim must be 0 or more, not {options['context_dim']!r}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    check_reduction(options.get("reduce", "mean"))
+    check_batch_dim(options.get("batch_dim"))
+    config = config_of(options.get("generator"), plugins)
+    plugins.distributions.chosen(options.get("distribution", "generator"))
+    plugins.extractors.chosen(config.extractor)
+    with torch.random.fork_rng(devices=[]):
+        _prior(options.get("prior", "normal"), options.get("latent_dim", 64), options.get("components", 1), plugins)
+    _gauge(options.get("gauge", "auto"), plugins)
+    plugins.backend(_shortest(options.get("execution", "auto")))
 
 
 def _shortest(choice: Any) -> Any:

@@ -1,48 +1,64 @@
-"""TrainingStep: what goes around the `training_step` of a LightningModule."""
+"""Steps: what goes around the steps of a LightningModule."""
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path
 
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 
 _TARGET_KEYS = ("targets", "target", "labels", "label", "y")
+Split = Callable[[Any, int], Sequence[Any]]
+"""Makes a list of parts of a batch and a number of networks."""
 
 
-class TrainingStep:
-    """Takes the place of a LightningModule's `training_step` while it is fitted; copies of the module have their own step back.
+class Step:
+    """Takes the place of a step of a LightningModule while it runs; copies of the module have their own step back.
 
     Args:
         around: What runs the step, as ``around(trainer, pl_module, original, *args, **kwargs)``; a method of the callback.
         pl_module: The LightningModule.
-        original: Its step.
+        name: Which step.
     """
 
-    def __init__(self, around: Callable[..., Any], pl_module: pl.LightningModule, original: Callable[..., Any]) -> None:
+    def __init__(self, around: Callable[..., Any], pl_module: pl.LightningModule, name: str) -> None:
+        self.before = vars(pl_module).get(name)
+        original = getattr(pl_module, name)
         functools.update_wrapper(self, original)
-        self._around, self._pl_module, self._original = around, pl_module, original
+        self._around, self._pl_module, self._original, self._name = around, pl_module, original, name
+        setattr(pl_module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step."""
         return self._around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _own_step(memo.get(id(self._pl_module), self._pl_module))
+        return _own_step(memo.get(id(self._pl_module), self._pl_module), self._name)
 
     def __reduce__(self) -> Any:
-        return _own_step, (self._pl_module,)
+        return _own_step, (self._pl_module, self._name)
 
 
-def _own_step(pl_module: pl.LightningModule) -> Any:
-    """The `training_step` of a module's class."""
-    return types.MethodType(type(pl_module).training_step, pl_module)
+def give_back_steps(pl_module: nn.Module) -> None:
+    """Put the steps back that a LightningModule had."""
+    for name, step in [(name, value) for name, value in vars(pl_module).items() if isinstance(value, Step)]:
+        delattr(pl_module, name)
+        if step.before is not None:
+            setattr(pl_module, name, step.before)
+
+
+def _own_step(pl_module: pl.LightningModule, name: str) -> Any:
+    """The step of a module's class."""
+    return types.MethodType(getattr(type(pl_module), name), pl_module)
 
 
 def call_step(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
@@ -60,6 +76,80 @@ def call_step(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) 
             "training_step calls a part of the module whose weights are generated for self(...) alone; call self(...), or set "
             "the callback's target to that part"
         ) from error
+
+
+def dealt_step(
+    hypernet: Hypernet, pl_module: pl.LightningModule, step: Callable[..., Any], split: Split | None, *args: Any, **kwargs: Any
+) -> Any:
+    """Run a step once for each network, on its part of the batch.
+
+    Args:
+        hypernet: The Hypernet.
+        pl_module: The LightningModule, whose logged values are averaged over networks, and logged once.
+        step: The step.
+        split: Deals the batch out; None: as `Hypernet.deal` does.
+        args: Arguments of the step, the batch first.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        What it returns, scalars averaged over networks, weighted by the sizes of their parts, a list of anything else; None if
+        every network returned None.
+    """
+    name, batch = (None, args[0]) if args else next(iter(kwargs.items()))
+    results, shares = [], []
+    with _averaged_logs(pl_module) as logs:
+        for part, share in hypernet.deal(batch, split):
+            logs.share = share
+            with hypernet.executor.feed.of(part):
+                result = step(part, *args[1:], **kwargs) if name is None else step(**{**kwargs, name: part})
+            if hypernet.population is not None and hypernet.population.targets is None:
+                hypernet.population.targets = targets_of(part)
+            if result is not None:
+                results.append(result)
+                shares.append(share)
+    if not results:
+        return None
+    if all(isinstance(one, Mapping) for one in results):
+        return {key: _mean([one[key] for one in results], shares) for key in results[0]}
+    return _mean(results, shares)
+
+
+def _mean(values: Sequence[Any], shares: Sequence[float]) -> Any:
+    if all(isinstance(one, (int, float)) or (isinstance(one, Tensor) and one.numel() == 1) for one in values):
+        return sum(value * share for value, share in zip(values, shares, strict=True)) / sum(shares)
+    return list(values)
+
+
+class _Logs:
+    """Values that networks log, kept until all have."""
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self.kept: dict[str, tuple[list[Any], list[float], dict[str, Any]]] = {}
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a value, in place of `LightningModule.log`."""
+        values, shares, options = self.kept.setdefault(name, ([], [], {"args": args, **kwargs}))
+        values.append(value.detach() if isinstance(value, Tensor) else value)
+        shares.append(self.share)
+        if len(values) > 1 and kwargs.get("batch_size") is not None:
+            options["batch_size"] += kwargs["batch_size"]
+
+
+@contextmanager
+def _averaged_logs(pl_module: pl.LightningModule) -> Iterator[_Logs]:
+    """Within, what is logged is kept; afterwards it is logged once, averaged over networks."""
+    logs, before = _Logs(), vars(pl_module).get("log")
+    pl_module.log = logs.log  # type: ignore[method-assign]
+    try:
+        yield logs
+    finally:
+        del pl_module.log
+        if before is not None:
+            pl_module.log = before  # type: ignore[method-assign]
+    for name, (values, shares, options) in logs.kept.items():
+        mean = _mean(values, shares)
+        pl_module.log(name, values[-1] if isinstance(mean, list) else mean, *options.pop("args"), **options)
 
 
 def manual_step(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -81,19 +171,35 @@ def manual_step(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable
     return result
 
 
-def loss_of(result: Any) -> Tensor:
+def loss_of(result: Any, batch: Any, scaled: bool = False) -> Tensor:
     """The loss in what a step returns, a scalar.
+
+    Args:
+        result: What it returns.
+        batch: Its batch.
+        scaled: Whether a loss may be infinite, since steps in half precision that overflow are skipped.
 
     Raises:
         TypeError: If there is none.
-        ValueError: If it is NaN.
+        ValueError: If it is NaN or infinite.
     """
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
         raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {type(result).__name__}")
-    if loss.isnan().any():
-        raise ValueError("the loss that training_step returns is NaN; lower the learning rate or clip gradients")
+    if not (scaled or torch.isfinite(loss).all()):
+        kind = "NaN" if loss.isnan().any() else "infinite"
+        where = _not_finite(batch)
+        reason = f"the batch holds {where}" if where else "lower the learning rate or clip gradients"
+        raise ValueError(f"the loss that training_step returns is {kind}; {reason}")
     return loss
+
+
+def _not_finite(batch: Any) -> str:
+    """Where a batch holds NaN or infinite numbers, in words."""
+    for path, leaf in tree_flatten_with_path(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+            return f"{'NaN' if leaf.isnan().any() else 'infinite numbers'} at batch{''.join(map(str, path))}"
+    return ""
 
 
 def targets_of(batch: Any) -> Any:

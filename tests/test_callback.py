@@ -394,14 +394,23 @@ def test_parameters_shared_with_the_outside():
         fit(Shared())
 
 
-def test_optimizers_that_miss_the_generator():
-    class Forgetful(Classifier):
+def test_optimizers_that_were_made_too_early():
+    class Early(Classifier):
         def __init__(self):
             super().__init__()
-            self.kept = list(self.model.parameters())
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
         def configure_optimizers(self):
-            return torch.optim.Adam(self.kept, lr=1e-3)
+            return self.optimizer
+
+    with pytest.raises(ValueError, match=r"an optimizer of Early was made before fit, of 0\.weight, .* configure_optimizers"):
+        fit(Early(), max_epochs=1)
+
+
+def test_optimizers_that_miss_the_generator():
+    class Forgetful(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.Adam(list(self.model.parameters())[:1], lr=1e-3)
 
     with pytest.warns(UserWarning, match="the optimizers of Forgetful miss parameters of the Hypernet at 'model'"):
         fit(Forgetful(), max_epochs=1)

@@ -144,6 +144,11 @@ class Executor:
         """Networks of the target; tensors are ``{name: (S, *shape)}``."""
         return Networks(self.replicas, weights, buffers)
 
+    def replaced(self, parameters: Iterable[Tensor]) -> list[str]:
+        """The names of the target's own parameters, now generated, that are among some."""
+        known = {id(own): name for name, reference in self._own.items() if (own := reference()) is not None}
+        return [known[id(one)] for one in parameters if id(one) in known]
+
     def read(self, batches: Iterable[Any], device: torch.device, inputs: InputsOf | None = None) -> Iterator[Arguments]:
         """What the batches of a loader are to the target, as `Feed.read` gives it."""
         return self.feed.read(batches, device, self.target, inputs, self.plans.batch_dim)

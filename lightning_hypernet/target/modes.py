@@ -9,10 +9,10 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module, mode: bool = False) -> Iterator[None]:
     """Within, the module is in evaluation mode; afterwards each of its modules has its own mode again, frozen ones too."""
     modes = [(one, one.training) for one in module.modules()]
-    module.eval()
+    module.train(mode)
     try:
         yield
     finally:

@@ -76,11 +76,15 @@ class Statistics:
         """Remember which norm layers are in evaluation mode now."""
         self.frozen = [not module.training for module in self._norms.values()]
 
+    @property
+    def frozen_paths(self) -> list[str]:
+        """Where the frozen norm layers are in the target."""
+        return [path for path, frozen in zip(self._norms, self.frozen, strict=True) if frozen]
+
     def frozen_in(self, network: nn.Module) -> nn.Module:
         """A network of the target, its frozen norm layers put in evaluation mode."""
-        for path, frozen in zip(self._norms, self.frozen, strict=True):
-            if frozen:
-                network.get_submodule(path).eval()
+        for path in self.frozen_paths:
+            network.get_submodule(path).eval()
         return network
 
     @torch.no_grad()

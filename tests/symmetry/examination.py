@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet import GeneratorConfig, Hypernet
 from lightning_hypernet.plugins import Plugins
-from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge
+from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge, own_scales
 from lightning_hypernet.symmetry.order import Block
 from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.symmetry.symmetries import Symmetries
@@ -55,11 +56,11 @@ def random_weights(module: nn.Module, n: int = 1) -> dict[str, Tensor]:
     }
 
 
-def prepared(module: nn.Module) -> nn.Module:
-    """In double precision and training mode; the eps of norm layers, which no scaling can follow, is taken out."""
+def prepared(module: nn.Module, eps: float | None = 1e-30) -> nn.Module:
+    """In double precision and training mode; the eps of norm layers, which no scaling can follow, is taken out unless None."""
     for child in module.modules():
-        if isinstance(getattr(child, "eps", None), float):
-            child.eps = 1e-30
+        if eps is not None and isinstance(getattr(child, "eps", None), float):
+            child.eps = eps
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
         if isinstance(getattr(child, "drop_rate", None), float):
@@ -112,13 +113,25 @@ def examine(module: nn.Module, *inputs: Tensor) -> Report:
     other = shuffled(blocks, scaled)
     before = run(module, weights, inputs)
     transformed, gauged, invariant = 0.0, 0.0, 0.0
-    scale, order = ScaleGauge(groups), ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks))
+    scale = ScaleGauge(groups, own_scales(dict(module.named_parameters())))
+    order = ComposedGauge(scale, PermutationGauge(blocks))
     for gauge, same in ((scale, scaled), (order, other)):
         fixed, also_fixed = gauge(weights), gauge(same)
         transformed = max(transformed, relative(run(module, same, inputs), before))
         gauged = max(gauged, relative(run(module, fixed, inputs), before))
         invariant = max(invariant, *(relative(also_fixed[name], fixed[name]) for name in fixed))
     return Report(groups, blocks, transformed, gauged, invariant, *shares(module, groups))
+
+
+def change_by_eps(module: nn.Module, *inputs: Tensor) -> float:
+    """How much the default gauge changes outputs where layers keep their eps, for a network as a Hypernet starts with."""
+    module = prepared(module, eps=None)
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    hypernet = Hypernet(module, inputs, generator=GeneratorConfig.compact())
+    with torch.no_grad():
+        weights = hypernet.sample(1).weights
+        fixed = hypernet.symmetries.gauge(weights)
+    return relative(run(module, fixed, inputs), run(module, weights, inputs))
 
 
 def holds(report: Report, tolerance: float = 1e-9) -> bool:

@@ -89,9 +89,7 @@ def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         network = _light_copy(target).eval()
     evaluation = _export(network, args, kwargs, failure, training=False)
     with reading(failure):
-        network = _light_copy(target)
-        if not network.training:
-            network.train()
+        network = in_training(_light_copy(target))
         norms = {path: one for path, one in network.named_modules() if isinstance(one, _NormBase) and one.track_running_stats}
         frozen = frozenset(path for path, norm in norms.items() if not norm.training)
     try:
@@ -110,6 +108,11 @@ def _export(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], f
     names = {name: first.setdefault(id(one), name) for name, one in network.named_parameters(remove_duplicate=False)}
     parameters = {node: names[name] for node, name in program.graph_signature.inputs_to_parameters.items()}
     return Graph(program, parameters, training)
+
+
+def in_training(network: nn.Module) -> nn.Module:
+    """Put a network in training mode; one that is in it already may hold frozen modules, which stay so."""
+    return network if network.training else network.train()
 
 
 def _light_copy(target: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """Random symmetry transformations, and what must hold under them, for any module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -123,15 +123,35 @@ def examine(module: nn.Module, *inputs: Tensor) -> Report:
     return Report(groups, blocks, transformed, gauged, invariant, *shares(module, groups))
 
 
-def change_by_eps(module: nn.Module, *inputs: Tensor) -> float:
-    """How much the default gauge changes outputs where layers keep their eps, for a network as a Hypernet starts with."""
+@dataclass
+class Change:
+    """What the default gauge changes where layers keep their eps.
+
+    Args:
+        outputs: Relative change of the outputs, in training mode.
+        amplification: How many times stronger than weights outputs change where weights do so by a little.
+    """
+
+    outputs: float
+    amplification: float
+
+    def __str__(self) -> str:
+        return f"{self.outputs:.1e} amplification {self.amplification:.0e}"
+
+
+def change_by_eps(module: nn.Module, *inputs: Tensor) -> Change:
+    """Fix the gauge of a network as a Hypernet starts with; layers keep their eps."""
     module = prepared(module, eps=None)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    hypernet = Hypernet(module, inputs, generator=GeneratorConfig.compact())
+    hypernet = Hypernet(
+        module, tuple(x[:2] for x in inputs), generator=replace(GeneratorConfig.compact(), start="mean_weights")
+    )
     with torch.no_grad():
         weights = hypernet.sample(1).weights
         fixed = hypernet.symmetries.gauge(weights)
-    return relative(run(module, fixed, inputs), run(module, weights, inputs))
+    near = {name: value * (1 + 1e-8 * torch.randn_like(value)) for name, value in weights.items()}
+    before = run(module, weights, inputs)
+    return Change(relative(run(module, fixed, inputs), before), 1e8 * relative(run(module, near, inputs), before))
 
 
 def holds(report: Report, tolerance: float = 1e-9) -> bool:

@@ -126,6 +126,8 @@ EXCEPTIONS: dict[str, float] = {}
 def test_the_eps_of_a_family_stays_harmless(family):
     torch.manual_seed(0)
     name, target, x = build(family)
-    change = change_by_eps(target, x[:2])
-    print(f"{family:24} {name:40} {change:.1e}", flush=True)
-    assert change < EXCEPTIONS.get(family, EPS)
+    if x.shape[-1] <= 96:
+        x = torch.cat([x, torch.randn_like(x)])
+    change = change_by_eps(target, x)
+    print(f"{family:24} {name:40} {change}", flush=True)
+    assert change.outputs < EXCEPTIONS.get(family, EPS)

@@ -136,6 +136,25 @@ CONSTANTS = {
     "checkpointed": (lambda h, c: checkpoint(lambda one: one + c, h, use_reentrant=False), (FLOATS,)),
 }
 
+FREE = {
+    "index": (4, 4),
+    "index_mask": (4, 0),
+    "index_select": (4, 4),
+    "index_twice": (4, 2),
+    "cat": (4, 4),
+    "cat_before": (4, 4),
+    "stack_flat": (4, 4),
+    "product": (4, 0),
+    "product_expanded": (4, 0),
+    "quotient": (4, 0),
+    "matrix": (1, 0),
+    "fill_slice": (2, 2),
+    "layer_norm": (1, 0),
+    "ones": (4, 4),
+    "arange_product": (4, 0),
+}
+"""How many channels may be scaled and how many permuted, of four; none elsewhere."""
+
 
 class Head(nn.Module):
     """A part that gives what a second head sees in training too."""
@@ -183,24 +202,24 @@ class TrainingAlone(nn.Module):
 
 
 ACTS = {
-    "shift": lambda x: x + 0.1,
-    "gelu": F.gelu,
-    "noise": lambda x: x + 0.1 * torch.randn_like(x),
-    "relative_noise": lambda x: x * (1 + 0.1 * torch.randn_like(x)),
-    "clip": lambda x: x.clamp(max=0.5),
-    "mix": lambda x: x.lerp(x.flip(0), 0.3),
-    "cut": lambda x: torch.cat([x[:, :2], 0 * x[:, 2:]], 1),
-    "channel": lambda x: torch.cat([x[:, :1] + 1, x[:, 1:]], 1),
-    "statistics": lambda x: (x - x.mean(0)) / (x.std(0) + 0.1),
-    "detach": lambda x: x.detach() + 0.5 * x,
+    "shift": (lambda x: x + 0.1, 5, 9),
+    "gelu": (F.gelu, 5, 9),
+    "noise": (lambda x: x + 0.1 * torch.randn_like(x), 5, 5),
+    "relative_noise": (lambda x: x * (1 + 0.1 * torch.randn_like(x)), 9, 5),
+    "clip": (lambda x: x.clamp(max=0.5), 5, 9),
+    "mix": (lambda x: x.lerp(x.flip(0), 0.3), 5, 5),
+    "cut": (lambda x: torch.cat([x[:, :2], 0 * x[:, 2:]], 1), 9, 5),
+    "channel": (lambda x: torch.cat([x[:, :1] + 1, x[:, 1:]], 1), 8, 5),
+    "statistics": (lambda x: (x - x.mean(0)) / (x.std(0) + 0.1), 5, 9),
+    "detach": (lambda x: x.detach() + 0.5 * x, 9, 9),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants(name):
     report = examine(Constant(*((CONSTANTS[name][0], *CONSTANTS[name][1]))), torch.randn(5, 3))
-    print(f"{name:20} {report.groups.count} {report.channels}")
     assert holds(report), report
+    assert (report.groups.count, report.channels) == FREE.get(name, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -209,26 +228,29 @@ def test_constants(name):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
 def test_frozen_norms_in_a_stream(frozen, norm):
     report = examine(Stream(*frozen, norm=norm), torch.randn(4, 2, 5, 5))
-    print(f"{frozen} {norm.__name__} {report.groups.count} {report.channels}")
     assert holds(report), report
+    assert (report.groups.count, report.channels) == (4 + 4 * (4 - len(frozen)), 0 if frozen else 4)
 
 
-@pytest.mark.parametrize("make", [Rows, Plain])
-def test_other_frozen_norms(make):
-    report = examine(make(), torch.randn(4, 3) if make is Rows else torch.randn(4, 2, 6, 6))
-    print(f"{make} {report.groups.count} {report.channels}")
+@pytest.mark.parametrize(
+    ("make", "shape", "groups", "channels"), [(Rows, (4, 3), 4 + 5 + 5, 5), (Plain, (4, 2, 6, 6), 0, 0)], ids=["rows", "plain"]
+)
+def test_other_frozen_norms(make, shape, groups, channels):
+    report = examine(make(), torch.randn(shape))
     assert holds(report), report
+    assert (report.groups.count, report.channels) == (groups, channels)
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "sum"])
 def test_heads_that_training_alone_has(kind):
     report = examine(Auxiliary(kind), torch.randn(5, 3))
-    print(f"{kind} {report.groups.count} {report.channels}")
     assert holds(report), report
+    assert (report.groups.count, report.channels) == (4, 4)  # what no head sees
 
 
 @pytest.mark.parametrize("name", ACTS)
 def test_what_training_alone_does(name):
-    report = examine(TrainingAlone(ACTS[name]), torch.randn(5, 3))
-    print(f"{name} {report.groups.count} {report.channels}")
+    act, groups, channels = ACTS[name]
+    report = examine(TrainingAlone(act), torch.randn(5, 3))
     assert holds(report), report
+    assert (report.groups.count, report.channels) == (groups, channels)

@@ -116,8 +116,24 @@ def test_symmetries_of_a_family(family):
 
 
 EPS = 0.005
-EXCEPTIONS: dict[str, float] = {}
-"""Families whose outputs the gauge changes by more where layers keep their eps, with the reason and the bound."""
+EXCEPTIONS = {
+    # Norm layers with an eps of 1e-3 in deep networks, whose outputs change hundreds of times as much as weights.
+    "dpn": 0.08,
+    "inception_resnet_v2": 0.05,
+    "inception_v3": 0.6,
+    "inception_v4": 2.0,
+    "nasnet": 0.6,
+    "pnasnet": 0.5,
+    # The eps is a thousandth of the variance, and outputs change ten thousand times as much as weights.
+    "convmixer": 0.15,
+    # Depthwise filters of one number, some of which start near 0, below the eps of the norm layer behind.
+    "fastvit": 0.07,
+    "lcnetv2": 0.8,
+    # Small weights of depthwise filters, or behind products of small numbers: norm layers read variances like their eps.
+    "hgnet": 0.12,
+    "starnet": 0.04,
+}
+"""Families whose outputs the gauge changes by more where layers keep their eps, and the bound of each."""
 
 
 @pytest.mark.slow

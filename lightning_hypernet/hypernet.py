@@ -21,7 +21,6 @@ from lightning_hypernet.population import Population
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
-from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
@@ -181,6 +180,7 @@ class Hypernet(StepSampler):
         population.batch = population.batch or arguments
         self.symmetries.examples = self.symmetries.examples or arguments.head(2).map(torch.clone)
         self.executor.statistics.note_frozen()
+        self.symmetries.train_with(self.executor.statistics.frozen_norms)
         if self.executor.statistics.possible:
             self.members.saw(arguments)
 
@@ -198,12 +198,10 @@ class Hypernet(StepSampler):
 
     def summary(self) -> str:
         """A table that names every parameter of the target: its bank and its gauge, or why it is left as it is."""
-        try:
-            groups, unread = self.symmetries.groups, []
-        except SymmetryError as error:
-            groups, unread = None, [f"symmetries not read: {error}"]
-        table = summarize(self.banks, self.target, self.generator, groups)
-        return "\n".join([table, *unread, *self.executor.choices.summary()])
+        unread = self.symmetries.unread
+        table = summarize(self.banks, self.target, self.generator, None if unread else self.symmetries.groups)
+        told = [f"symmetries not read: {unread}"] if unread else []
+        return "\n".join([table, *told, *self.executor.choices.summary()])
 
     @classmethod
     def from_checkpoint(

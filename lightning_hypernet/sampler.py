@@ -18,7 +18,7 @@ from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
-from lightning_hypernet.symmetry.gauge import Gauge
+from lightning_hypernet.symmetry.gauge import Gauge, own_scales
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor
@@ -89,7 +89,8 @@ class Sampler(StandIn):
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target
-        self.symmetries = symmetries.of(list(self.banks.shapes), self._network, make_gauge, automatic=gauge == "auto")
+        scales = None if config.start == "paper" else own_scales(initial)
+        self.symmetries = symmetries.of(list(self.banks.shapes), self._network, make_gauge, gauge == "auto", scales)
         make, options = found.distributions.chosen(distribution)
         sizes = (latent_dim, components, context_dim)
         setting = Setting(self.banks, initial, *sizes, config, self.prior.draw(_FIRST_LATENTS), found.extractors)
@@ -104,15 +105,18 @@ class Sampler(StandIn):
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What is frozen, which backends were chosen, and how batches reach the target."""
-        executor = self.executor
-        return {"frozen": list(executor.statistics.frozen), "execution": executor.choices.made, "feed": executor.feed.seen}
+        """What is frozen, which backends were chosen, how batches reach the target, and the scales that the gauge fixes."""
+        executor, scales = self.executor, self.symmetries.scales
+        state = {"frozen": list(executor.statistics.frozen), "execution": executor.choices.made, "feed": executor.feed.seen}
+        return {**state, "scales": scales and dict(scales)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off."""
         self.executor.statistics.frozen = list(state["frozen"])
         self.executor.choices = Choices(state["execution"])
         self.executor.feed = Feed(state["feed"])
+        self.symmetries.train_with(self.executor.statistics.frozen_norms)
+        self.symmetries.fix(state["scales"])
 
     def draw(self, n: int, component: int | None = None, context: Tensor | None = None) -> Latents:
         """Draw n latents; arguments as in `sample`.

@@ -1,6 +1,7 @@
 """Certificates: a run decides which of the permutations that a graph proposes leave the target's function unchanged.
 
-Networks of random weights, in double precision, must compute the same before and after a random permutation.
+Networks of random weights, in double precision, must compute the same before and after a random permutation, in evaluation and
+in training.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.symmetry.graph import reading
+from lightning_hypernet.symmetry.graph import SymmetryError, in_training, reading
 from lightning_hypernet.symmetry.order import Block
 
 _TOLERANCE = 1e-8
@@ -32,7 +35,8 @@ def certify(proposed: Sequence[Block], target: nn.Module, args: tuple[Any, ...],
         kwargs: Example keyword arguments.
 
     Returns:
-        Those of the proposed blocks that runs show to be symmetries, in their order.
+        Those of the proposed blocks that runs show to be symmetries, in their order. A target that runs in evaluation alone
+        shows those of evaluation.
 
     Raises:
         SymmetryError: If the target can't be run in double precision.
@@ -46,7 +50,12 @@ def certify(proposed: Sequence[Block], target: nn.Module, args: tuple[Any, ...],
                 shown = certificate.shown(rest)
                 certified |= {id(block) for block in certificate.of(shown)}
             rest = [block for block in rest if not any(block is one for one in shown)]
-    return [block for block in proposed if id(block) in certified]
+    blocks = [block for block in proposed if id(block) in certified]
+    try:
+        with reading("it can't be run in training mode"):
+            return Certificate(target, args, kwargs, batch_statistics=True, training=True).of(blocks) if blocks else []
+    except SymmetryError:
+        return blocks
 
 
 class Certificate:
@@ -60,14 +69,24 @@ class Certificate:
         args: Example arguments.
         kwargs: Example keyword arguments.
         batch_statistics: Whether norm layers use the statistics of the batch, which keep activations in bounds but with few
-            values in a channel forget what comes in; else mean 0 and variance 1.
+            values in a channel forget what comes in; else mean 0 and variance 1. Frozen ones keep their own.
+        training: Whether the target runs in training mode, with nothing dropped.
     """
 
-    def __init__(self, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_statistics: bool) -> None:
+    def __init__(
+        self,
+        target: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch_statistics: bool,
+        training: bool = False,
+    ) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.target = copy.deepcopy(target).cpu().double().eval()
+        self.target = in_training(copy.deepcopy(target).cpu().double())
         self.arguments = tree_map(self._noisy, (args, kwargs))
-        norms = [module for module in self.target.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        norms = [one for one in self.target.modules() if isinstance(one, _NormBase) and one.training]
+        if not training:
+            self.target.eval()
         for norm in norms:
             norm.reset_running_stats()
             norm.train(batch_statistics)
@@ -160,8 +179,24 @@ class Certificate:
 
     def _run(self, weights: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = self.arguments
-        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(any(one.requires_grad for one in weights.values())):
+        graded = any(one.requires_grad for one in weights.values())
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(graded), _NothingDropped():
             torch.default_generator.manual_seed(0)
             outputs = torch.func.functional_call(self.target, {name: one[0] for name, one in weights.items()}, args, kwargs)
         leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
         return torch.cat([leaf.double().reshape(-1) for leaf in leaves])
+
+
+class _NothingDropped(TorchDispatchMode):
+    """Within, every coin comes up one: dropout, whose coins a permutation does not move, drops nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name == "aten::bernoulli_.float":
+            return args[0].fill_(1.0)
+        if name.startswith("aten::rrelu_with_noise"):
+            args = (*args[:4], False)  # the mean slope
+        return func(*args, **(kwargs or {}))

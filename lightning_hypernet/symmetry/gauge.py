@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -79,14 +80,20 @@ class _Squares(torch.autograd.Function):
 
 
 class ScaleGauge(Gauge):
-    r"""Fixes the scale of every channel group: the root mean square of what writes it first is 1.
+    r"""Fixes the scale of every channel group: what writes it first gets the target's own root mean square.
 
     In topological order, for each group g with its first producers' numbers :math:`w_{g,k}`, the bias included,
 
-    .. math:: s_g = \sqrt{\tfrac{1}{n_g} \sum_k w_{g,k}^2}
+    .. math:: s_g = \frac{1}{c_l} \sqrt{\tfrac{1}{n_g} \sum_k w_{g,k}^2},
+        \qquad c_l^2 = \frac{\sum_p n_p \, r_p^2}{\sum_p n_p}
 
-    divides all producers of the group and multiplies its consumers. On a plain network that is the paper's rule: the sum of
-    squares of a filter equals its number of elements. A group whose first producers are all zero keeps its scale.
+    divides all producers of the group and multiplies its consumers. The constant :math:`c_l` is that of the groups which one
+    operation leads: of every parameter p they take :math:`n_p` numbers, and :math:`r_p` is the root mean square of the
+    parameter at the start, so that a fresh target is nearly left as it is and the eps of its norm layers does no more than it
+    did. All groups of an operation share it, and so their order does not matter. Where that would be 0, it is 1.
+
+    With all constants 1, on a plain network, that is the paper's rule: the sum of squares of a filter equals its number of
+    elements. A group whose first producers are all zero keeps its scale.
 
     References:
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
@@ -94,10 +101,12 @@ class ScaleGauge(Gauge):
 
     Args:
         groups: The channel groups of the target.
+        scales: For every parameter the root mean square of the target's own values; None: all constants are 1.
     """
 
-    def __init__(self, groups: ChannelGroups) -> None:
+    def __init__(self, groups: ChannelGroups, scales: Mapping[str, float] | None = None) -> None:
         self.groups = groups
+        self.scales = None if scales is None else dict(scales)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to gauge-fixed weights of the same functions."""
@@ -135,7 +144,7 @@ class ScaleGauge(Gauge):
         return found
 
     def _level(self, level: Level, weights: Mapping[str, Tensor], found: Tensor) -> Tensor:
-        """The root mean squares of one level, after the levels before it are fixed: ``(S, n)``."""
+        """What the producers of one level are divided by, after the levels before it are fixed: ``(S, n)``."""
         count = len(level.groups)
         squares = found.new_zeros(len(found), count + 1)
         numbers = found.new_zeros(count + 1)
@@ -152,8 +161,29 @@ class ScaleGauge(Gauge):
             flat = rows.to(found.device).reshape(-1)
             squares = squares.index_add(1, flat, summed.reshape(len(weight), -1))
             numbers = numbers.index_add(0, flat, numbers.new_full(flat.shape, numbers_each))
-        mean = squares[:, :count] / numbers[:count]
-        return torch.where(mean > 0, mean, 1.0).sqrt()
+        own = self._own(level, {name: weights[name][0].numel() for name in level.rows})
+        ratio = squares[:, :count] / (numbers[:count] * own**2)
+        return torch.where(ratio > 0, ratio, 1.0).sqrt()
+
+    def _own(self, level: Level, sizes: Mapping[str, int]) -> float:
+        """The root mean square that a level has in the target itself, its parameters being of these sizes; 1 where it is 0."""
+        if self.scales is None:
+            return 1.0
+        numbers = {name: size * share for (name, size), share in zip(sizes.items(), level.shares, strict=True)}
+        own = math.sqrt(sum(numbers[name] * self.scales[name] ** 2 for name in numbers) / sum(numbers.values()))
+        return own if 0 < own < math.inf else 1.0
+
+
+def own_scales(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """The root mean square of every parameter, which `ScaleGauge` fixes scales by; 0 for one without numbers."""
+    if not parameters:
+        return {}
+    exact = [torch.promote_types(one.dtype, torch.float32) for one in parameters.values()]
+    norms = [torch.linalg.vector_norm(one.detach(), dtype=dtype) for one, dtype in zip(parameters.values(), exact, strict=True)]
+    return {
+        name: norm / math.sqrt(max(one.numel(), 1))
+        for (name, one), norm in zip(parameters.items(), torch.stack(norms).tolist(), strict=True)
+    }
 
 
 class LogitShiftGauge(Gauge):
@@ -223,15 +253,19 @@ class Symmetric(Protocol):
     def blocks(self) -> Sequence[Block]:
         """What may be permuted."""
 
+    @property
+    def scales(self) -> Mapping[str, float] | None:
+        """For every parameter the root mean square of the target's own values; None: scales are fixed to 1."""
+
 
 def scale_gauge(symmetries: Symmetric) -> Gauge:
     """The scale of every channel group."""
-    return ScaleGauge(symmetries.groups)
+    return ScaleGauge(symmetries.groups, symmetries.scales)
 
 
 def permutation_gauge(symmetries: Symmetric) -> Gauge:
     """The scale of channels, and their order."""
-    return ComposedGauge(ScaleGauge(symmetries.groups), PermutationGauge(symmetries.blocks))
+    return ComposedGauge(ScaleGauge(symmetries.groups, symmetries.scales), PermutationGauge(symmetries.blocks))
 
 
 def softmax_gauge(symmetries: Symmetric) -> Gauge:
@@ -243,7 +277,7 @@ def softmax_gauge(symmetries: Symmetric) -> Gauge:
     output = symmetries.groups.output
     if output is None:
         raise SymmetryError("gauge='softmax' needs an output from a linear layer whose bias is generated; take 'scale'")
-    return ComposedGauge(ScaleGauge(symmetries.groups), LogitShiftGauge(output))
+    return ComposedGauge(ScaleGauge(symmetries.groups, symmetries.scales), LogitShiftGauge(output))
 
 
 def no_gauge(symmetries: Symmetric) -> Gauge:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 
@@ -58,11 +59,13 @@ class Graphs:
         evaluation: What it computes in evaluation.
         training: What it computes in training; None if that can't be exported.
         unread: Why it can't be exported in training; None if it can.
+        frozen: Paths of the norm layers that keep their running statistics in training.
     """
 
     evaluation: Graph
     training: Graph | None
     unread: str | None = None
+    frozen: frozenset[str] = frozenset()
 
 
 def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graphs:
@@ -81,20 +84,22 @@ def export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     Raises:
         SymmetryError: If the target cannot be exported in evaluation mode.
     """
-    evaluation = _export(target, args, kwargs, training=False)
+    failure = f"{type(target).__name__} cannot be exported"
+    with reading(failure):
+        network = _light_copy(target).eval()
+    evaluation = _export(network, args, kwargs, failure, training=False)
+    with reading(failure):
+        network = in_training(_light_copy(target))
+        norms = {path: one for path, one in network.named_modules() if isinstance(one, _NormBase) and one.track_running_stats}
+        frozen = frozenset(path for path, norm in norms.items() if not norm.training)
     try:
-        return Graphs(evaluation, _export(target, args, kwargs, training=True))
+        return Graphs(evaluation, _export(network, args, kwargs, f"{failure} in training mode", training=True), frozen=frozen)
     except SymmetryError as error:
-        return Graphs(evaluation, None, str(error))
+        return Graphs(evaluation, None, str(error), frozen)
 
 
-def _export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Graph:
-    with reading(f"{type(target).__name__} cannot be exported" + " in training mode" * training):
-        network = _light_copy(target)
-        if not training:
-            network.eval()
-        elif not network.training:
-            network.train()
+def _export(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], failure: str, training: bool) -> Graph:
+    with reading(failure):
         args, kwargs = tree_map(lambda one: one.cpu() if isinstance(one, Tensor) else one, (args, kwargs))
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,6 +108,11 @@ def _export(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tr
     names = {name: first.setdefault(id(one), name) for name, one in network.named_parameters(remove_duplicate=False)}
     parameters = {node: names[name] for node, name in program.graph_signature.inputs_to_parameters.items()}
     return Graph(program, parameters, training)
+
+
+def in_training(network: nn.Module) -> nn.Module:
+    """Put a network in training mode; one that is in it already may hold frozen modules, which stay so."""
+    return network if network.training else network.train()
 
 
 def _light_copy(target: nn.Module) -> nn.Module:

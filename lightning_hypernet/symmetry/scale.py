@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Level:
 
     groups: Tensor
     rows: dict[str, Tensor]
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """Which share of the elements of every parameter belongs to one of its groups."""
+        return [float((one < len(self.groups)).double().mean()) for one in self.rows.values()]
 
     def restrict(self, kept: Tensor, number: Tensor) -> Level:
         """Without the groups that are not kept; the others get new numbers."""

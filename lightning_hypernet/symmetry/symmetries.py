@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class Symmetries:
     """What leaves one target's function unchanged, in evaluation and in training.
 
     A symmetry counts if the graphs of both modes show it. The graphs are read at once and not kept, so that the object holds
-    no weights of the target. Blocks are certified by running networks when they are first asked for.
+    no weights of the target. Blocks are certified by running networks when they are first asked for. Where the graph of
+    training is missing and some norm layers are frozen, all of them count as frozen.
 
     Args:
         graphs: The exported graphs of the target.
@@ -34,6 +36,7 @@ class Symmetries:
         groups: Channels that may be scaled.
         proposed: Blocks of channels that may be permuted, as far as the graphs show.
         unread: Why the graph of training could not be exported; None if it was: then the symmetries are those of training too.
+        frozen: Paths of the norm layers that keep their running statistics in training.
 
     Raises:
         SymmetryError: If a graph can't be read.
@@ -51,9 +54,10 @@ class Symmetries:
 
     def __init__(self, graphs: Graphs, generated: Sequence[str]) -> None:
         self.structure = read_structure(graphs.evaluation)
-        self.groups = read_groups(graphs.evaluation, generated)
-        self.proposed = propose_blocks(graphs.evaluation, generated)
-        self.unread = graphs.unread
+        self.unread, self.frozen = graphs.unread, graphs.frozen
+        evaluation = replace(graphs.evaluation, training=graphs.training is None and bool(graphs.frozen))
+        self.groups = read_groups(evaluation, generated)
+        self.proposed = propose_blocks(evaluation, generated)
         if graphs.training is not None:
             self.groups = groups_of_both(self.groups, read_groups(graphs.training, generated))
             self.proposed = blocks_of_both(self.proposed, propose_blocks(graphs.training, generated))
@@ -93,13 +97,20 @@ class Symmetries:
             self._certified = certify(self.proposed, *example())
         return self._certified
 
-    def distance(self, one: Mapping[str, Tensor], other: Mapping[str, Tensor], example: Example) -> Tensor:
+    def distance(
+        self,
+        one: Mapping[str, Tensor],
+        other: Mapping[str, Tensor],
+        example: Example,
+        scales: Mapping[str, float] | None = None,
+    ) -> Tensor:
         """Distance of networks from others after scale and permutation are taken out, as `symmetry_distance` gives it.
 
         Args:
             one: ``{name: (S, *shape)}``.
             other: ``{name: (S, *shape)}``.
             example: Gives a network and its inputs.
+            scales: What scales are fixed to, as `ScaleGauge` takes it.
 
         Returns:
             ``(S,)``.
@@ -107,4 +118,4 @@ class Symmetries:
         Raises:
             SymmetryError: If the blocks can't be certified.
         """
-        return symmetry_distance(one, other, ScaleGauge(self.groups), self.blocks(example))
+        return symmetry_distance(one, other, ScaleGauge(self.groups, scales), self.blocks(example))

@@ -65,10 +65,16 @@ class Statistics:
         if modes != self._modes:
             self._modes, self.frozen = modes, [path for path, mode in self._replicas.modes_by_path.items() if not mode]
 
+    @property
+    def frozen_norms(self) -> list[str]:
+        """Paths of the norm layers among what is frozen."""
+        frozen = set(self.frozen)
+        return [path for path in self._norms if path in frozen]
+
     def frozen_in(self, network: nn.Module) -> nn.Module:
-        """A network of the target, what is frozen put in evaluation mode."""
-        for path in self.frozen:
-            network.get_submodule(path).training = False
+        """A network of the target, its frozen norm layers put in evaluation mode."""
+        for path in self.frozen_norms:
+            network.get_submodule(path).eval()
         return network
 
     def _others(self) -> list[str]:

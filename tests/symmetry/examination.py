@@ -1,12 +1,13 @@
 """Random symmetry transformations, and what must hold under them, for any module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet import GeneratorConfig, Hypernet
 from lightning_hypernet.plugins import Plugins
-from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge
+from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge, own_scales
 from lightning_hypernet.symmetry.order import Block
 from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.symmetry.symmetries import Symmetries
@@ -55,11 +56,11 @@ def random_weights(module: nn.Module, n: int = 1) -> dict[str, Tensor]:
     }
 
 
-def prepared(module: nn.Module) -> nn.Module:
-    """In double precision and training mode; the eps of norm layers, which no scaling can follow, is taken out."""
+def prepared(module: nn.Module, eps: float | None = 1e-30) -> nn.Module:
+    """In double precision and training mode; the eps of norm layers, which no scaling can follow, is taken out unless None."""
     for child in module.modules():
-        if isinstance(getattr(child, "eps", None), float):
-            child.eps = 1e-30
+        if eps is not None and isinstance(getattr(child, "eps", None), float):
+            child.eps = eps
         if isinstance(child, nn.modules.dropout._DropoutNd):
             child.p = 0.0
         if isinstance(getattr(child, "drop_rate", None), float):
@@ -112,13 +113,45 @@ def examine(module: nn.Module, *inputs: Tensor) -> Report:
     other = shuffled(blocks, scaled)
     before = run(module, weights, inputs)
     transformed, gauged, invariant = 0.0, 0.0, 0.0
-    scale, order = ScaleGauge(groups), ComposedGauge(ScaleGauge(groups), PermutationGauge(blocks))
+    scale = ScaleGauge(groups, own_scales(dict(module.named_parameters())))
+    order = ComposedGauge(scale, PermutationGauge(blocks))
     for gauge, same in ((scale, scaled), (order, other)):
         fixed, also_fixed = gauge(weights), gauge(same)
         transformed = max(transformed, relative(run(module, same, inputs), before))
         gauged = max(gauged, relative(run(module, fixed, inputs), before))
         invariant = max(invariant, *(relative(also_fixed[name], fixed[name]) for name in fixed))
     return Report(groups, blocks, transformed, gauged, invariant, *shares(module, groups))
+
+
+@dataclass
+class Change:
+    """What the default gauge changes where layers keep their eps.
+
+    Args:
+        outputs: Relative change of the outputs, in training mode.
+        amplification: How many times stronger than weights outputs change where weights do so by a little.
+    """
+
+    outputs: float
+    amplification: float
+
+    def __str__(self) -> str:
+        return f"{self.outputs:.1e} amplification {self.amplification:.0e}"
+
+
+def change_by_eps(module: nn.Module, *inputs: Tensor) -> Change:
+    """Fix the gauge of a network as a Hypernet starts with; layers keep their eps."""
+    module = prepared(module, eps=None)
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    hypernet = Hypernet(
+        module, tuple(x[:2] for x in inputs), generator=replace(GeneratorConfig.compact(), start="mean_weights")
+    )
+    with torch.no_grad():
+        weights = hypernet.sample(1).weights
+        fixed = hypernet.symmetries.gauge(weights)
+    near = {name: value * (1 + 1e-8 * torch.randn_like(value)) for name, value in weights.items()}
+    before = run(module, weights, inputs)
+    return Change(relative(run(module, fixed, inputs), before), 1e8 * relative(run(module, near, inputs), before))
 
 
 def holds(report: Report, tolerance: float = 1e-9) -> bool:

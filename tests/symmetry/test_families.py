@@ -9,7 +9,7 @@ from timm.models import _registry
 from torch.nn import functional as F
 
 from lightning_hypernet import GeneratorConfig, Hypernet
-from tests.symmetry.examination import examine, holds
+from tests.symmetry.examination import change_by_eps, examine, holds
 
 LIMIT = 60_000_000
 SMALL = (
@@ -113,3 +113,37 @@ def test_symmetries_of_a_family(family):
     report = examine(target, x[:2])
     print(f"{family:24} {name:40} {report}", flush=True)
     assert holds(report), report
+
+
+EPS = 0.005
+EXCEPTIONS = {
+    # Norm layers with an eps of 1e-3 in deep networks, whose outputs change hundreds of times as much as weights.
+    "dpn": 0.08,
+    "inception_resnet_v2": 0.05,
+    "inception_v3": 0.6,
+    "inception_v4": 2.0,
+    "nasnet": 0.6,
+    "pnasnet": 0.5,
+    # The eps is a thousandth of the variance, and outputs change ten thousand times as much as weights.
+    "convmixer": 0.15,
+    # Depthwise filters of one number, some of which start near 0, below the eps of the norm layer behind.
+    "fastvit": 0.07,
+    "lcnetv2": 0.8,
+    # Small weights of depthwise filters, or behind products of small numbers: norm layers read variances like their eps.
+    "hgnet": 0.12,
+    "starnet": 0.04,
+}
+"""Families whose outputs the gauge changes by more where layers keep their eps, and the bound of each."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", families())
+def test_the_eps_of_a_family_stays_harmless(family):
+    torch.manual_seed(0)
+    name, target, x = build(family)
+    if x.shape[-1] <= 96:
+        x = torch.cat([x, torch.randn_like(x)])
+    change = change_by_eps(target, x)
+    print(f"{family:24} {name:40} {change}", flush=True)
+    assert change.outputs < EXCEPTIONS.get(family, EPS)

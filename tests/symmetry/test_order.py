@@ -36,7 +36,7 @@ def test_a_run_refuses_what_the_graph_proposes_wrongly():
 
 
 def test_channels_whose_first_writer_is_one_number_are_told_apart():
-    """The gauge of scale makes every such number 1 or -1."""
+    """The gauge of scale makes all such numbers the same but for their signs."""
 
     class Shifted(nn.Module):
         def __init__(self):

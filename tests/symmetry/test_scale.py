@@ -294,7 +294,8 @@ def papers_rule(weights):
 
 def test_the_papers_rule_to_the_letter():
     target = mnist_target().double()
-    hypernet = Hypernet(target, example_inputs=torch.randn(2, 1, 28, 28).double(), gauge="softmax")
+    x = torch.randn(2, 1, 28, 28).double()
+    hypernet = Hypernet(target, example_inputs=x, gauge="softmax", generator="paper_mnist", latent_dim=300)
     weights = random_weights(target, 3)
     fixed = hypernet.symmetries.gauge(weights)
     for index in range(3):

@@ -186,7 +186,7 @@ class Shown:
     """Symmetries with an example, as gauges read them."""
 
     def __init__(self, symmetries, example):
-        self.symmetries, self.example = symmetries, example
+        self.symmetries, self.example, self.scales = symmetries, example, None
 
     @property
     def groups(self):

@@ -233,7 +233,7 @@ def test_what_holds_no_tensor_is_refused():
         def forward(self, x):
             return torch.distributions.Normal(super().forward(x), 1.0)
 
-    with pytest.raises(TypeError, match=r"no tensor was found in the arguments \(Opaque\)"):
+    with pytest.raises(TypeError, match=r"there is no batch to deal out in the arguments \(Opaque\)"):
         Hypernet(Reader(3, 2)).train()(Opaque())
     with pytest.raises(TypeError, match="the target returns Normal, whose tensors can't be joined"):
         Hypernet(Distributed(3, 2)).train()(torch.randn(8, 3))

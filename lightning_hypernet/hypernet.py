@@ -123,8 +123,8 @@ class Hypernet(Sampler):
         self.members = Members(self.draw(members), context_dim, self.executor.statistics.own())
         self.training = target.training
         self.generator.train(target.training)
-        names = [name for group in self.banks.aliases.values() for name in group]
-        self._facade = Facade(self.executor.replicas, self._call, names)
+        shapes = {name: self.banks.shapes[first] for first, group in self.banks.aliases.items() for name in group}
+        self.stand_in(Facade(self.executor.replicas, self._call, shapes, self.members.forget))
 
     def _leave_step(self) -> None:
         """Be outside of any step, with nothing drawn."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,37 @@ class Place:
             held = found[step]
             found = held if isinstance(held, (dict, list, deque)) else vars(held)
         return found, self.steps[-1]
+
+
+@contextmanager
+def filled(root: nn.Module, places: Sequence[Place], tensors: Mapping[str, Tensor]) -> Iterator[Callable[[], list[str]]]:
+    """Within, tensors stand in the places of the target itself; nothing else may run with it meanwhile.
+
+    Args:
+        root: The target without its generated parameters.
+        places: Its places.
+        tensors: What is put there, by the names of the parameters.
+
+    Yields:
+        A function that names the parameters in whose places something else stands.
+    """
+    holders = [(*place.holder(root), place.parameter) for place in places]
+    before = [holder[key] for holder, key, _ in holders]
+    for holder, key, name in holders:
+        holder[key] = tensors[name]
+    try:
+        yield lambda: [name for holder, key, name in holders if _at(holder, key) is not tensors[name]]
+    finally:
+        for (holder, key, _), held in zip(holders, before, strict=True):
+            with suppress(IndexError):
+                holder[key] = held
+
+
+def _at(holder: Any, key: Any) -> Any:
+    try:
+        return holder[key]
+    except LookupError:
+        return None
 
 
 def find_places(target: nn.Module, generated: Mapping[str, Tensor]) -> list[Place]:

@@ -24,6 +24,7 @@ from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.target.arguments import Arguments, Reduction, reduce_outputs
+from lightning_hypernet.target.execution import is_exported, is_followed
 from lightning_hypernet.target.facade import Facade, PartCalls
 from lightning_hypernet.target.filters import Structure
 
@@ -196,6 +197,10 @@ class Hypernet(Sampler):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the sampled networks in training, the joined members in evaluation; any pytree in and out."""
+        if is_exported():
+            raise RuntimeError(
+                "a Hypernet draws its networks, so it can't be exported: export hypernet.ensemble(n), which is fixed"
+            )
         return self._call("forward", args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -264,6 +269,8 @@ class Hypernet(Sampler):
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes."""
         if not self.training and self.members.estimated < 1:
             warn_of_statistics(self.target, stacklevel=4)
+        if is_followed():
+            self.members.forget()  # a tracer sees how they are made
         return self.members.population(self._decode_members, self)
 
     def _decode_members(self) -> Population:

@@ -74,25 +74,32 @@ class Place:
 
 
 @contextmanager
-def filled(root: nn.Module, places: Sequence[Place], tensors: Mapping[str, Tensor]) -> Iterator[Callable[[], list[str]]]:
+def filled(
+    root: nn.Module, places: Sequence[Place], tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None
+) -> Iterator[Callable[[], list[str]]]:
     """Within, tensors stand in the places of the target itself; nothing else may run with it meanwhile.
 
     Args:
         root: The target without its generated parameters.
         places: Its places.
         tensors: What is put there, by the names of the parameters.
+        buffers: What takes the place of its buffers, by their names.
 
     Yields:
         A function that names the parameters in whose places something else stands.
     """
-    holders = [(*place.holder(root), place.parameter) for place in places]
-    before = [holder[key] for holder, key, _ in holders]
-    for holder, key, name in holders:
-        holder[key] = tensors[name]
+    put = [(*place.holder(root), tensors[place.parameter]) for place in places]
+    for name, value in (buffers or {}).items():
+        path, _, key = name.rpartition(".")
+        put.append((root.get_submodule(path)._buffers, key, value))
+    before = [holder[key] for holder, key, _ in put]
+    for holder, key, value in put:
+        holder[key] = value
     try:
-        yield lambda: [name for holder, key, name in holders if _at(holder, key) is not tensors[name]]
+        pairs = list(zip(places, put, strict=False))
+        yield lambda: [place.parameter for place, (holder, key, value) in pairs if _at(holder, key) is not value]
     finally:
-        for (holder, key, _), held in zip(holders, before, strict=True):
+        for (holder, key, _), held in zip(put, before, strict=True):
             with suppress(IndexError):
                 holder[key] = held
 

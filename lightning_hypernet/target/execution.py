@@ -159,7 +159,7 @@ class Executor:
         return _tied(arguments.join(outputs, again), used, len(outputs))
 
     def first(self, networks: Networks, arguments: Arguments, method: str) -> Any:
-        """The output of the first network alone, of whatever kind it is; args as in `stacked`.
+        """The output of the first network alone, of whatever kind it is, the target's modules in place of its; args as above.
 
         Raises:
             RuntimeError: If there is none.
@@ -170,7 +170,7 @@ class Executor:
                 f"{type(self.target).__name__}.{method} returns nothing, so it is meant to change the target, which runs of "
                 "networks leave as it was; call it before the target is wrapped"
             )
-        return _tied(output, used, 1)
+        return _tied(tree_map(self.replicas.original_of, output), used, 1)
 
     def _run(
         self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None = None

@@ -11,7 +11,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_hypernet.target import changes
 from lightning_hypernet.target.copies import Copies
@@ -72,7 +72,12 @@ class Facade:
             return value
         if changes.is_change(owner, name) or name in ("children", "named_children", "get_parameter", "get_submodule"):
             return self._handled(owner, name, value, path)
-        return lambda *args, **kwargs: self.call(inside, args, kwargs)
+        return lambda *args, **kwargs: tree_map(self._given, self.call(inside, args, kwargs))
+
+    def _given(self, leaf: Any) -> Any:
+        """What a method returned; parts in place of modules of the target."""
+        named = self._replicas.template.named_modules() if isinstance(leaf, nn.Module) else ()
+        return next((Part(self, one, path) for path, one in named if one is leaf), leaf)
 
     def _handled(self, owner: nn.Module, name: str, method: Callable[..., Any], path: str) -> Any:
         """A method of `nn.Module` that gives parts or parameters away, or changes them."""
@@ -242,7 +247,7 @@ class Part:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the submodule with generated weights."""
-        return self._facade.call(self._path, args, kwargs)
+        return self._facade.call(self._path or "forward", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""

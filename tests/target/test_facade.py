@@ -317,6 +317,29 @@ def test_a_targets_own_methods_of_such_names_run():
         assert torch.equal(hypernet.queue.append(x), hypernet(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_that_methods_return_are_parts(training):
+    class Model(Net):
+        def get_classifier(self):
+            return self.fc
+
+        def blocks(self):
+            return [self.features, self.fc]
+
+        def fluent(self):
+            return self
+
+    hypernet = Hypernet(Model(), samples=2, members=2).train(training)
+    hypernet.members.estimated.fill_(1.0)
+    assert hypernet.get_classifier() == hypernet.fc and hypernet.blocks() == [hypernet.features, hypernet.fc]
+    with pytest.raises(AttributeError, match="weight is generated"):
+        nn.init.zeros_(hypernet.get_classifier().weight)
+    with hypernet.step():
+        assert torch.equal(hypernet.get_classifier()(torch.ones(4, 64)), hypernet.fc(torch.ones(4, 64)))
+    if not training:
+        assert torch.equal(hypernet.fluent()(IMAGES), hypernet(IMAGES))
+
+
 # Containers
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,9 +13,39 @@ from torch.nn import functional as F
 
 from lightning_hypernet.ensemble import Ensemble
 
+if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
+    _Module = pl.LightningModule
+else:
+    from lightning.pytorch import LightningModule as _OtherModule
+    from lightning.pytorch import Trainer as _OtherTrainer
 
-class Distillation(pl.LightningModule):
-    r"""Teaches a network the mean probability of an ensemble.
+    class _Inherited:
+        """A method of both class trees: that of the tree whose trainer runs the module.
+
+        Args:
+            name: Its name.
+        """
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __get__(self, module: Any, owner: Any = None) -> Any:
+            trainer = None if module is None else vars(module).get("_trainer")
+            tree = _OtherModule if isinstance(trainer, _OtherTrainer) else pl.LightningModule
+            return getattr(tree, self.name).__get__(module, owner)
+
+    def _inherited() -> dict[str, Any]:
+        """The methods that the trees have each for itself; a trainer would take the other's for ones that the user overrode."""
+        trees = (pl.LightningModule, _OtherModule)
+        own, others = ({name: inspect.getattr_static(tree, name) for name in dir(tree)} for tree in trees)
+        differ = [name for name, method in own.items() if inspect.isfunction(method) and others.get(name, method) is not method]
+        return {name: _Inherited(name) for name in differ if not name.startswith("__")}
+
+    _Module = type("_Module", (pl.LightningModule, _OtherModule), _inherited())
+
+
+class Distillation(_Module):
+    r"""Teaches a network the mean probability of an ensemble, in trainers of `pytorch_lightning` and `lightning.pytorch`.
 
     .. math:: L = (1 - \alpha) \, \mathrm{CE}(y, s) + \alpha T^2 \,
         \mathrm{KL}\Bigl(\tfrac{1}{M} \textstyle\sum_m \mathrm{softmax}(t_m / T) \,\Big\|\, \mathrm{softmax}(s / T)\Bigr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 import warnings
@@ -19,13 +20,58 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.choice import Choices
-from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.execution import Executor, is_followed
+from lightning_hypernet.target.joining import stack
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.reduction import Reduction, reduce_outputs
 from lightning_hypernet.target.replicas import version_of
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
+
+
+class _Signed:
+    """A module's forward, with the signature of that of the networks in it, which exporters read.
+
+    Args:
+        forward: The method.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+        self.__doc__ = forward.__doc__
+
+    def __get__(self, module: Any, owner: Any = None) -> Any:
+        if module is None:
+            return self.forward
+        bound = functools.partial(self.forward, module)
+        if not torch.compiler.is_compiling():  # nobody reads it while a graph is made
+            bound.__wrapped__ = module.network.forward  # type: ignore[attr-defined]
+        return bound
+
+
+class Joined(nn.Module):
+    """Plain networks whose outputs are joined.
+
+    Args:
+        networks: The networks.
+        reduce: How their outputs are joined, as in `Ensemble`.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], reduce: Reduction = "mean") -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.reduce = reduce
+
+    @property
+    def network(self) -> nn.Module:
+        """The first of the networks."""
+        return self.networks[0]
+
+    @_Signed
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The joined outputs of all networks on the same inputs."""
+        return reduce_outputs(stack([network(*args, **kwargs) for network in self.networks]), self.reduce)
 
 
 class Ensemble(nn.Module):
@@ -80,6 +126,8 @@ class Ensemble(nn.Module):
     def networks(self) -> Networks:
         """The members' networks, set up anew when weights or statistics have changed."""
         weights, statistics = self.weights.tensors(), self.statistics.tensors()
+        if is_followed():
+            return self.executor.networks(weights, statistics)
         state = [(id(one), version_of(one)) for one in (*weights.values(), *statistics.values())]
         made = self._made
         if made is None or made[0] != state:
@@ -108,6 +156,12 @@ class Ensemble(nn.Module):
             self.reduce,
         )
 
+    @property
+    def network(self) -> nn.Module:
+        """Any of the networks, without its weights."""
+        return self.target
+
+    @_Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The joined outputs of the members."""
         return reduce_outputs(self.members(*args, **kwargs), self.reduce)
@@ -144,6 +198,15 @@ class Ensemble(nn.Module):
     def materialize(self) -> list[nn.Module]:
         """Every member as a plain copy of the target, with norm statistics of its own."""
         return self.executor.materialize_all(self.weights.tensors(), self.statistics.tensors())
+
+    def to_module(self) -> nn.Module:
+        """One plain module that gives what the ensemble does, its members with parameters and buffers of their own.
+
+        It needs nothing of a hypernetwork to run, to be exported by `torch.export` or `torch.onnx`, or to be trained further.
+        """
+        module = Joined(self.materialize(), self.reduce)
+        module.training = self.training
+        return module
 
     def average(
         self, loader: Iterable[Any] | None = None, batches: int | None = None, inputs: Callable[[Any], Any] | None = None

@@ -22,6 +22,7 @@ from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.execution import is_exported
 from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
 from lightning_hypernet.target.layout import BatchDim, check_batch_dim
@@ -128,8 +129,8 @@ class Hypernet(StepSampler):
         self.members = Members(self.draw(members), context_dim, self.executor.statistics.norms())
         self.training = target.training
         self.generator.train(target.training)
-        names = [name for group in self.banks.aliases.values() for name in group]
-        self._facade = Facade(self.executor.replicas, self._call, names)
+        shapes = {name: self.banks.shapes[first] for first, group in self.banks.aliases.items() for name in group}
+        self.stand_in(Facade(self.executor.replicas, self._call, shapes, self.members.forget))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.executor.replicas.clear()
@@ -147,6 +148,10 @@ class Hypernet(StepSampler):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the sampled networks in training, the joined members in evaluation; any pytree in and out."""
+        if is_exported():
+            raise RuntimeError(
+                "a Hypernet draws its networks, so it can't be exported: export hypernet.ensemble(n), which is fixed"
+            )
         return self._call("forward", args, kwargs)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

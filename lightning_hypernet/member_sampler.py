@@ -14,6 +14,7 @@ from lightning_hypernet.members import Members, warn_of_statistics
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.execution import is_followed
 from lightning_hypernet.target.reduction import Reduction
 
 
@@ -79,8 +80,11 @@ class MemberSampler(Sampler):
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes.
 
-        In evaluation statistics are estimated from the last inputs seen, if the weights have changed since they were.
+        In evaluation statistics are estimated from the last inputs seen, if the weights have changed since they were. What
+        traces and exports sees how the networks are made.
         """
+        if is_followed():
+            return self.members.decoded(self._decode_members, torch.is_grad_enabled())
         source = self.sources()
         if not self.training and self.executor.statistics and self.members.stale(source):
             if self.members.recent:

@@ -146,7 +146,7 @@ class Members(nn.Module):
             The population of the members.
         """
         if torch.is_grad_enabled() or any(map(_is_wrapped, source)):
-            return self._decoded(decode, gradients=torch.is_grad_enabled())
+            return self.decoded(decode, gradients=torch.is_grad_enabled())
         source = [*source, *self.statistics.tensors().values(), *self.others.values()]
         device = self.device.type
         autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
@@ -156,10 +156,11 @@ class Members(nn.Module):
             with self._making:
                 made = self._made
                 if made is None or made[0] != state or not made[1].same(source):
-                    made = self._made = (state, Snapshot(source), self._decoded(decode, gradients=False))
+                    made = self._made = (state, Snapshot(source), self.decoded(decode, gradients=False))
         return made[2]
 
-    def _decoded(self, decode: Callable[[], Population], gradients: bool) -> Population:
+    def decoded(self, decode: Callable[[], Population], gradients: bool) -> Population:
+        """The networks made anew, with gradients or without."""
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             population = decode()
             population.networks.give({**self.statistics.tensors(), **self.others})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ class Arguments:
     Attributes:
         leaves: The leaves of the pytree.
         tensors: The tensors in them.
-        batch: The size of the batch; 0 if there is none.
         sizes: The sizes of the networks' parts; None: all get everything.
         only: The one network that is to run; None: all.
     """
@@ -52,9 +52,9 @@ class Arguments:
         self._flat = (
             not kwargs and len(leaves) == len(args) and all(one is other for one, other in zip(leaves, args, strict=True))
         )
-        self.axes = usual_axes(leaves) if axes is None else list(axes)
+        if axes is not None:
+            self.axes = list(axes)
         self._set(leaves)
-        self.batch = next((_size(leaf, axis) for leaf, axis in zip(leaves, self.axes, strict=True) if axis is not None), 0)
         if networks is not None and networks > 1 and self.batch > 0:
             parts = max(1, min(networks, self.batch // smallest))
             self.sizes = [self.batch // parts + (index < self.batch % parts) for index in range(parts)]
@@ -63,9 +63,20 @@ class Arguments:
     def _set(self, leaves: list[Any]) -> None:
         self.leaves = leaves
         self.tensors = [leaf for leaf in (tree_leaves(leaves) if self._lists else leaves) if isinstance(leaf, Tensor)]
-        pairs = zip(leaves, self.axes, strict=True)
-        sizes = self.sizes
-        self._parts = [None if axis is None or sizes is None else _split(leaf, axis, sizes) for leaf, axis in pairs]
+        if self.sizes is not None:
+            sizes, pairs = self.sizes, zip(leaves, self.axes, strict=True)
+            self._parts = [None if axis is None else _split(leaf, axis, sizes) for leaf, axis in pairs]
+
+    @cached_property
+    def axes(self) -> list[int | None]:
+        """For every leaf where the batch lies in it."""
+        return usual_axes(self.leaves)
+
+    @cached_property
+    def batch(self) -> int:
+        """The size of the batch; 0 if there is none."""
+        pairs = zip(self.leaves, self.axes, strict=True)
+        return next((_size(leaf, axis) for leaf, axis in pairs if axis is not None), 0)
 
     def head(self, count: int) -> Arguments:
         """The first examples of the batch, shared by all networks, detached."""
@@ -110,6 +121,11 @@ class Arguments:
             return tuple(leaves), {}
         args, kwargs = tree_unflatten(list(leaves), self._spec)
         return args, kwargs
+
+    @property
+    def mapped(self) -> list[int | None]:
+        """For every leaf of `stacked` the axis of the networks, None where all share it."""
+        return [None] * len(self.leaves) if self.sizes is None else [None if axis is None else 0 for axis in self.axes]
 
     def stacked(self) -> list[Any]:
         """The leaves, with a leading axis of networks where they are dealt; only if `even`."""

@@ -104,7 +104,7 @@ class Vmap(Backend):
             after = replica.buffers()
             return [leaf for leaf in flat if isinstance(leaf, Tensor)], {name: after[name] for name in buffers}
 
-        axes = [None if axis is None or arguments.sizes is None else 0 for axis in arguments.axes]
+        axes = arguments.mapped
         try:
             mapped = torch.func.vmap(one, in_dims=(0, 0, axes), randomness="different", chunk_size=chunk_size)
             with watch or nullcontext(), torch.autograd.graph.disable_saved_tensors_hooks("it checkpoints its activations"):

@@ -24,8 +24,8 @@ from lightning_hypernet.target.habits import Watch, check_reach
 from lightning_hypernet.target.joining import join, stack
 from lightning_hypernet.target.layout import BatchDim
 from lightning_hypernet.target.loaders import Feed, InputsOf
-from lightning_hypernet.target.networks import ROUND, Networks
-from lightning_hypernet.target.places import Placeholder, find_places
+from lightning_hypernet.target.networks import ROUND, Networks, call, rows_of
+from lightning_hypernet.target.places import Placeholder, filled, find_places
 from lightning_hypernet.target.plans import Plans
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
@@ -197,6 +197,8 @@ class Executor:
                 f"{type(self.target).__name__}.{method} returns nothing, so it is meant to change the target, which runs of "
                 "networks leave as it was; call it before the target is wrapped"
             )
+        if method != "forward":
+            output = tree_map(self.replicas.original_of, output)
         return _tied(output, used, 1)
 
     def _run(
@@ -226,6 +228,8 @@ class Executor:
     def _at_once(
         self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None
     ) -> tuple[list[Any], Networks]:
+        if is_followed():
+            return self._followed(networks, arguments, method), networks
         habits, run = self.replicas.habits, self.replicas.run_of(method)
         networks.follow()
         if habits.writes_weights and not networks.recorded:
@@ -235,6 +239,19 @@ class Executor:
             return runner(), networks
         with self._first:
             return (runner() if run in habits.seen else self._watched(run, networks, runner)), networks
+
+    def _followed(self, networks: Networks, arguments: Arguments, method: str) -> list[Any]:
+        """The output of every network as a tracer follows it: the target itself runs, with one after the other in it."""
+        own = dict(self.target.named_buffers()) if any(self.replicas.modes) else {}
+        outputs = []
+        with self._first:
+            for index, row in zip(range(arguments.parts or len(networks)), rows_of(networks.weights), strict=False):
+                buffers = {**own, **{name: value[index] for name, value in networks.buffers.items()}}
+                buffers = {name: value.clone() for name, value in buffers.items()} if own else buffers
+                with filled(self.target, self.replicas.places, row, buffers):
+                    args, kwargs = arguments.of(index)
+                    outputs.append(call(self.target, method, args, kwargs))
+        return outputs
 
     def _watched(self, run: tuple[Any, ...], networks: Networks, runner: Callable[[], list[Any]]) -> list[Any]:
         """The first run of its kind: on clones, and what it does is noted."""
@@ -277,6 +294,18 @@ class Executor:
                     stacklevel=2,
                 )
             return outputs
+
+
+def is_followed() -> bool:
+    """Whether `torch.jit.trace` or `torch.export` follows what runs."""
+    return torch._C._get_tracing_state() is not None or is_exported()
+
+
+def is_exported() -> bool:
+    """Whether `torch.export` follows what runs."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _tied(outputs: Any, networks: Networks, count: int) -> Any:

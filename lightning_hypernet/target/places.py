@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,44 @@ class Place:
             held = found[step]
             found = held if isinstance(held, (dict, list, deque)) else vars(held)
         return found, self.steps[-1]
+
+
+@contextmanager
+def filled(
+    root: nn.Module, places: Sequence[Place], tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None
+) -> Iterator[Callable[[], list[str]]]:
+    """Within, tensors stand in the places of the target itself; nothing else may run with it meanwhile.
+
+    Args:
+        root: The target without its generated parameters.
+        places: Its places.
+        tensors: What is put there, by the names of the parameters.
+        buffers: What takes the place of its buffers, by their names.
+
+    Yields:
+        A function that names the parameters in whose places something else stands.
+    """
+    put = [(*place.holder(root), tensors[place.parameter]) for place in places]
+    for name, value in (buffers or {}).items():
+        path, _, key = name.rpartition(".")
+        put.append((root.get_submodule(path)._buffers, key, value))
+    before = [holder[key] for holder, key, _ in put]
+    for holder, key, value in put:
+        holder[key] = value
+    try:
+        pairs = list(zip(places, put, strict=False))
+        yield lambda: [place.parameter for place, (holder, key, value) in pairs if _at(holder, key) is not value]
+    finally:
+        for (holder, key, _), held in zip(put, before, strict=True):
+            with suppress(IndexError):
+                holder[key] = held
+
+
+def _at(holder: Any, key: Any) -> Any:
+    try:
+        return holder[key]
+    except LookupError:
+        return None
 
 
 def find_places(target: nn.Module, generated: Mapping[str, Tensor]) -> list[Place]:

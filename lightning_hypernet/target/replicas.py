@@ -249,6 +249,14 @@ class Replicas:
                 stacklevel=2,
             )
 
+    def original_of(self, value: Any) -> Any:
+        """The module of the target that a module of a replica is a copy of; other values as they are."""
+        if not isinstance(value, nn.Module):
+            return value
+        named = (pair for replica in list(self._all) for pair in replica.module.named_modules())
+        path = next((path for path, one in named if one is value), None)
+        return value if path is None else self.template.get_submodule(path)
+
     def take(self, count: int) -> list[Replica]:
         """Some replicas, as the target is now; the caller gives them back."""
         if len(self._idle) < count:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.checkpoint import differences, recorded, write
-from lightning_hypernet.diversity import WeightedDiversity
+from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.placing import (
     averages_of,
@@ -291,7 +291,7 @@ class HypernetCallback(_Base):
                     self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and trainer.global_step % every == 0:
-                self._log(trainer, pl_module, "member_distance", hypernet.population.distance())
+                self._log(trainer, pl_module, "member_distance", hypernet.population.distance(*_coordinates(diversity)))
             return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, value: Tensor) -> None:
@@ -354,6 +354,11 @@ class HypernetCallback(_Base):
         for name, target, hypernet in zip(names, targets, (self.hypernet, *self.twins), strict=True):
             checkpoint["state_dict"].update({f"{name}.{key}": value for key, value in hypernet.state_dict().items()})
             write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
+
+
+def _coordinates(diversity: WeightedDiversity) -> list[int | None]:
+    """How many coordinates of the weights diversity losses read, if one of them says."""
+    return [one.coordinates for one in diversity.losses.values() if isinstance(one, Entropy)][:1]
 
 
 def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:

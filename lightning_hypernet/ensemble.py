@@ -164,7 +164,7 @@ class Ensemble(nn.Module):
     @_Signed
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The joined outputs of the members."""
-        return reduce_outputs(self.members(*args, **kwargs), self.reduce)
+        return reduce_outputs(self.members(*args, **kwargs), self.reduce, (*args, *kwargs.values()))
 
     def members(self, *args: Any, chunk_size: int | None = None, **kwargs: Any) -> Any:
         """The outputs of all members, every tensor ``(members, ...)``; vmap runs `chunk_size` members at once."""

@@ -177,7 +177,7 @@ class Hypernet(StepSampler):
         if dealt:
             return self.executor.joined(population.networks, arguments, method)
         outputs = self.executor.stacked(population.networks, arguments, method)
-        joined = reduce_outputs(outputs, self.reduce)
+        joined = reduce_outputs(outputs, self.reduce, (*args, *kwargs.values()))
         self.part_calls.note(method, arguments.tensors, outputs, joined)
         return joined
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -187,13 +188,36 @@ class Population:
             )
         return self.targets[: self.outputs.shape[1]]
 
-    def distance(self) -> Tensor:
-        r"""Mean distance of two networks relative to their size, a scalar.
+    @torch.no_grad()
+    def distance(self, coordinates: int | None = 1_000_000) -> Tensor:
+        r"""Mean distance of two networks relative to their size, a scalar, without gradient.
 
         .. math:: \sqrt{\frac{2}{S - 1} \sum_i |w_i - \bar w|^2 \Big/ \frac{1}{S} \sum_i |w_i|^2}
 
         over the gauge-fixed vectors: 0 for copies of one network, about 1.41 for independent ones.
+
+        Args:
+            coordinates: How many coordinates of the weights are read at least, if there are more: those of whole parameters,
+                the same at every call. None: all.
         """
-        vectors = self.gauged.detach()
-        spread = (vectors - vectors.mean(0)).square().sum() * 2 / max(len(vectors) - 1, 1)
-        return (spread / vectors.square().sum(1).mean().clamp(min=torch.finfo(vectors.dtype).tiny)).sqrt()
+        parts = self.gauged_parts(some_parameters(self.weights, coordinates, seed=0))
+        spread = sum((part - part.mean(0)).square().sum() for part in parts) * 2 / max(len(self) - 1, 1)
+        size = torch.stack([part.square().sum() for part in parts]).sum() / len(self)
+        return (spread / size.clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
+
+
+def some_parameters(weights: Mapping[str, Tensor], coordinates: int | None, seed: int) -> list[str]:
+    """The names of parameters, drawn as a whole, that hold as many coordinates as are wanted, or of all.
+
+    Args:
+        weights: ``{name: (S, *shape)}``.
+        coordinates: How many are wanted; None: all.
+        seed: Of the draw.
+    """
+    names, sizes = list(weights), {name: value[0].numel() for name, value in weights.items()}
+    if coordinates is None or sum(sizes.values()) <= coordinates:
+        return names
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    shuffled = [names[index] for index in order.tolist()]
+    read = itertools.accumulate(sizes[name] for name in shuffled)
+    return shuffled[: next(index for index, total in enumerate(read) if total >= coordinates) + 1]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
-from lightning_hypernet.target.reduction import reduce_outputs
+from lightning_hypernet.target.reduction import reduce_outputs, refuse_regression
 
 
 class EnsembleLoss(DiversityLoss):
@@ -27,9 +27,10 @@ class EnsembleLoss(DiversityLoss):
 
     Args:
         loss: Name of a function of `torch.nn.functional` that takes outputs and targets, or such a function.
-        join: ``"log_mean_prob"``: the outputs are logits over the last axis, the joined one is the log of the mean probability.
-            ``"mean"``: the mean output.
+        join: ``"log_mean_prob"``: the outputs are logits, the joined one is the log of the mean probability, for one logit as a
+            logit again; refused for regression. ``"mean"``: the mean output.
         relative: Take off the mean loss of the networks.
+        dim: The axis of the classes, where it is not axis 1 of two axes or of maps.
     """
 
     default_weight = 0.3
@@ -39,6 +40,7 @@ class EnsembleLoss(DiversityLoss):
         loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         join: Literal["log_mean_prob", "mean"] = "log_mean_prob",
         relative: bool = False,
+        dim: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(loss, str) and not hasattr(F, loss):
@@ -46,12 +48,13 @@ class EnsembleLoss(DiversityLoss):
         if join not in ("log_mean_prob", "mean"):
             raise ValueError(f"join must be 'log_mean_prob' or 'mean', not {join!r}")
         self.loss: Callable[[Tensor, Tensor], Tensor] = getattr(F, loss) if isinstance(loss, str) else loss
-        self.join, self.relative = join, relative
+        self.join, self.relative, self.dim = join, relative, dim
 
     def forward(self, population: Population) -> Tensor:
         """Map a population with targets to the loss of its joined prediction."""
         outputs, targets = population.outputs, population.output_targets
-        loss = self.loss(reduce_outputs(outputs, self.join), targets)
+        refuse_regression(self.join, outputs[0], targets, "join =")
+        loss = self.loss(reduce_outputs(outputs, {"name": self.join, "dim": self.dim}), targets)
         if self.relative:
             loss = loss - torch.stack([self.loss(output, targets) for output in outputs.unbind(0)]).mean()
         return loss

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from lightning_hypernet.diversity.base import DiversityLoss
-from lightning_hypernet.population import Population
+from lightning_hypernet.population import Population, some_parameters
 
 _CHUNK = 1 << 14
 """Columns read at once."""
@@ -195,19 +194,11 @@ class Entropy(DiversityLoss):
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus its entropy, in nats."""
         sizes = {name: value[0].numel() for name, value in population.weights.items()}
-        chosen = self._choose(sizes)
+        if self.coordinates is not None and sum(sizes.values()) > self.coordinates:
+            self.draws += 1
+        chosen = some_parameters(population.weights, self.coordinates, int(self.draws))
         share = sum(sizes[name] for name in chosen) / sum(sizes.values())
         parts = population.gauged_parts(chosen)
         dimension = population.latents.z.shape[1]
         whole = 0.0 if share == 1 else -dimension / self.p * math.log(share)
         return -entropy([part[: self.samples] for part in parts], dimension, self.p) - whole
-
-    def _choose(self, sizes: Mapping[str, int]) -> list[str]:
-        names = list(sizes)
-        if self.coordinates is None or sum(sizes.values()) <= self.coordinates:
-            return names
-        self.draws += 1
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(int(self.draws)))
-        shuffled = [names[index] for index in order.tolist()]
-        read = itertools.accumulate(sizes[name] for name in shuffled)
-        return shuffled[: next(index for index, total in enumerate(read) if total >= self.coordinates) + 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,10 @@ from lightning_hypernet.target.joining import PerNetwork
 
 Reduction = str | Mapping[str, Any] | None
 """``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None; or a mapping with the ``name`` and ``dim``, the axis of classes."""
+_DIFFERENT = (
+    "the members return outputs whose shapes may differ, as detections do, which can't be joined; reduce=None gives what each "
+    "of them returns"
+)
 REDUCTIONS = ("mean", "log_mean_prob", "majority", None)
 
 
@@ -31,7 +35,7 @@ def check_reduction(reduce: Any) -> tuple[str | None, int | None]:
     return name, dim
 
 
-def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
+def reduce_outputs(outputs: Any, reduce: Reduction, inputs: Sequence[Any] = ()) -> Any:
     """Join the outputs of networks that saw the same inputs.
 
     Args:
@@ -41,6 +45,7 @@ def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
             one; None leaves the outputs as they are. Classes lie along axis 1 of ``(batch, classes)`` and of maps
             ``(batch, classes, height, width)``; a mapping with ``name`` and ``dim`` says so otherwise. Integers are joined by
             majority always.
+        inputs: The arguments of the networks, to tell detections: a list of mappings, one for each entry of a list of images.
 
     Returns:
         The same pytree, of tensors ``(...)`` unless `reduce` is None.
@@ -52,12 +57,13 @@ def reduce_outputs(outputs: Any, reduce: Reduction) -> Any:
     if name is None:
         return outputs
 
+    examples = {len(one) for one in inputs if type(one) is list}
+    if type(outputs) is list and len(outputs) in examples and all(isinstance(one, Mapping) for one in outputs):
+        raise ValueError(_DIFFERENT)
+
     def one(leaf: Any) -> Any:
         if isinstance(leaf, PerNetwork):
-            raise ValueError(
-                "the members return outputs whose shapes differ, as detectors do, which can't be joined; reduce=None gives "
-                "what each of them returns"
-            )
+            raise ValueError(_DIFFERENT)
         return _reduce_leaf(leaf, name, dim) if isinstance(leaf, Tensor) else leaf
 
     return tree_map(one, outputs, is_leaf=lambda leaf: isinstance(leaf, PerNetwork))
@@ -104,9 +110,6 @@ def _class_axis(logits: Tensor, name: str, dim: int | None) -> int:
     if not -count <= wanted < count or wanted % count == 0:
         raise ValueError(f"reduce has dim={wanted}, and outputs {tuple(logits.shape[1:])} have no classes there")
     return wanted % count + 1
-
-
-CheckTargets = Callable[[Tensor, Tensor], None]
 
 
 def refuse_regression(name: str | None, outputs: Tensor, targets: Tensor, what: str) -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lightning_hypernet.diversity import (
 )
 from lightning_hypernet.diversity.entropy import entropy, nearest_distances
 from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.population import some_parameters
 
 
 def slow_entropy(vectors, dimension, p):
@@ -65,10 +67,7 @@ def test_entropy_of_a_part_of_the_parameters_stands_for_all():
     seen = set()
     for _ in range(8):
         value = loss(population)
-        state = loss.draws.clone()
-        loss.draws -= 1
-        chosen = loss._choose(sizes)
-        assert torch.equal(loss.draws, state)
+        chosen = some_parameters(population.weights, 30, int(loss.draws))
         read = sum(sizes[name] for name in chosen)
         assert read >= 30
         assert read - sizes[chosen[-1]] < 30
@@ -277,6 +276,19 @@ def test_member_distance():
     population.__dict__.pop("gauged", None)
     population.networks = population.networks.others({name: torch.randn_like(value) for name, value in copies.items()})
     assert population.distance().item() == pytest.approx(2**0.5, abs=0.1)
+
+
+def test_the_member_distance_reads_as_many_coordinates_as_are_asked_for():
+    _, population = trained_population()
+    whole = population.gauged
+    by_hand = (2 * (whole - whole.mean(0)).square().sum() / (len(whole) - 1) / whole.square().sum(1).mean()).sqrt()
+    read = []
+    part = replace(population, gauge=lambda weights, names: read.append(names) or population.gauge(weights, names))
+    assert part.distance(None).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert part.distance(30).item() == pytest.approx(part.distance(30).item(), rel=1e-6)
+    assert read[1] == read[2] != list(population.weights)
+    assert "gauged" not in vars(part)
+    assert not part.distance().requires_grad
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def main() -> None:
         components=10,
         samples=10,
         generator={"start": "mean_code", "hidden": (200, 200)},  # on so few images better than mean weights
-        gauge="none",  # with the gauge, members disagree less here and the ensemble gains no more
+        gauge="none",  # with the gauge, members are less accurate here and the ensemble gains nothing
     )
     train(module, data, options.epochs, [callback])
 

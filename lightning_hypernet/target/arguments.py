@@ -55,10 +55,8 @@ class Arguments:
         if axes is not None:
             self.axes = list(axes)
         self._set(leaves)
-        if networks is not None and networks > 1 and self.batch > 0:
-            parts = max(1, min(networks, self.batch // smallest))
-            self.sizes = [self.batch // parts + (index < self.batch % parts) for index in range(parts)]
-            self._set(leaves)
+        if networks is not None:
+            self._deal(networks, smallest)
 
     def _set(self, leaves: list[Any]) -> None:
         self.leaves = leaves
@@ -135,6 +133,25 @@ class Arguments:
         pairs = zip(self.leaves, self.axes, strict=True)
         return [leaf if axis is None else leaf.unflatten(axis, shape).movedim(axis, 0) for leaf, axis in pairs]
 
+    def dealt(self, networks: int, smallest: int, axes: list[int | None]) -> Arguments:
+        """The same call dealt out, the batch along these axes."""
+        other = copy.copy(self)
+        vars(other).pop("batch", None)
+        other.axes = axes
+        other._deal(networks, smallest)
+        return other
+
+    def differing(self) -> list[int]:
+        """The places of the leaves that have another size where the batch should lie."""
+        sizes = [None if axis is None else _size(leaf, axis) for leaf, axis in zip(self.leaves, self.axes, strict=True)]
+        return [place for place, size in enumerate(sizes) if size not in (None, self.batch)]
+
+    def _deal(self, networks: int, smallest: int) -> None:
+        if networks > 1 and self.batch > 0:
+            parts = max(1, min(networks, self.batch // smallest))
+            self.sizes = [self.batch // parts + (index < self.batch % parts) for index in range(parts)]
+            self._set(self.leaves)
+
     def detached(self) -> Arguments:
         """The same call, dealt out as before, without gradients, in memory of its own."""
         other = copy.copy(self)
@@ -157,7 +174,7 @@ class Arguments:
 
     def kinds(self) -> tuple[Any, ...]:
         """What tells one kind of call from another: all but the sizes of tensors."""
-        return (str(self._spec), *(_kind(leaf) for leaf in self.leaves))
+        return ("flat" if self._flat else str(self._spec), *(_kind(leaf) for leaf in self.leaves))
 
     def names(self, parameters: Sequence[str]) -> list[str]:
         """For every leaf the name of the argument that it belongs to."""

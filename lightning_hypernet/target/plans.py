@@ -78,14 +78,10 @@ class Plans:
         if key not in self._inputs:
             self._inputs[key] = self._decided(networks, args, kwargs, method, plain, lists, smallest)
         dealt = self._dealt(plain, self._inputs[key], args, kwargs, count, smallest)
-        odd = [
-            name
-            for name, leaf, axis in zip(
-                dealt.names(parameters_of(_called(template, method))), dealt.leaves, dealt.axes, strict=True
-            )
-            if axis is not None and (len(leaf) if axis == ENTRIES else leaf.shape[axis]) != dealt.batch
-        ]
-        if odd:
+        places = dealt.differing()
+        if places:
+            names = dealt.names(parameters_of(_called(template, method)))
+            odd = [names[place] for place in places]
             raise ValueError(
                 f"{', '.join(odd)} had the size of the batch when {type(template).__name__} was first called, and has not now, "
                 f"where the batch is {dealt.batch}: say with batch_dim where the batch lies, and None for what networks share"
@@ -98,7 +94,7 @@ class Plans:
         lists, axes = seats
         if not lists and len(axes) != len(plain.leaves):
             axes = plain.axes  # lists that hold inputs, of another length
-        return Arguments(args, kwargs, count, smallest, axes, lists)
+        return Arguments(args, kwargs, count, smallest, axes, lists=True) if lists else plain.dealt(count, smallest, axes)
 
     def _decided(
         self,

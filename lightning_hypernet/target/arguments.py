@@ -33,6 +33,7 @@ class Arguments:
         tensors: The tensors in them.
         sizes: The sizes of the networks' parts; None: all get everything.
         only: The one network that is to run; None: all.
+        said: The leaves, by their place, of which the user says where the batch lies.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Arguments:
         leaves, self._spec = tree_flatten((args, kwargs), is_leaf=lambda one: id(one) in whole)
         self.sizes: list[int] | None = None
         self.only: int | None = None
+        self.said: frozenset[int] = frozenset()
         self._lists = lists
         self._flat = (
             not kwargs and len(leaves) == len(args) and all(one is other for one, other in zip(leaves, args, strict=True))
@@ -86,6 +88,11 @@ class Arguments:
     def _whole(self, leaves: list[Any]) -> Arguments:
         """Such leaves as one call for all networks."""
         return Arguments(*self.restore(leaves), axes=self.axes, lists=self._lists)
+
+    @property
+    def holds_lists(self) -> bool:
+        """Whether lists are leaves, whose entries may be examples."""
+        return self._lists
 
     @property
     def bytes(self) -> int:

@@ -72,4 +72,6 @@ def laid_out(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: BatchDim,
                 )
             given[index] = said if isinstance(said, int) and isinstance(leaf, Tensor) else None
     axis = batch_dim if isinstance(batch_dim, int) else 0
-    return Arguments(args, kwargs, axes=usual_axes(plain.leaves, axis, given), lists=lists)
+    arguments = Arguments(args, kwargs, axes=usual_axes(plain.leaves, axis, given), lists=lists)
+    arguments.said = frozenset(given)
+    return arguments

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.target.arguments import ENTRIES, Arguments
 from lightning_hypernet.target.joining import BATCH, Following, Path, place_of, walk
@@ -16,6 +17,8 @@ from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.trial import Aside
 
 Joint = tuple[dict[Path, Following | None], set[Path]]
+WAYS = 32
+"""Seatings of the batch that are tried at most."""
 Seats = tuple[bool, list[int | None]]
 """Whether lists hold examples, and where the batch lies in every leaf."""
 
@@ -69,10 +72,8 @@ class Plans:
         template, count = networks.replicas.template, len(networks)
         plain = self.arguments(template, args, kwargs, method)
         if plain.batch <= 1 or count <= 1:
-            return plain if count <= 1 else self._dealt(plain, (False, plain.axes), args, kwargs, count, smallest)
-        if self.batch_dim is not None:
-            return Arguments(args, kwargs, count, smallest, plain.axes, lists=_has_lists(plain))
-        lists = any(type(one) is list and one for one in (*args, *kwargs.values()))
+            return plain if count <= 1 else self._dealt(plain, (plain.holds_lists, plain.axes), args, kwargs, count, smallest)
+        lists = self.batch_dim is None and any(type(one) is list and one for one in (*args, *kwargs.values()))
         whole = Arguments(args, kwargs, lists=True) if lists else plain
         key = (networks.replicas.run_of(method), whole.kinds())
         if key not in self._inputs:
@@ -107,27 +108,26 @@ class Plans:
         smallest: int,
     ) -> Seats:
         """Where the batch lies: along the axes that have its size, as far as the target runs so."""
-        _, *more = [index for index, axis in enumerate(plain.axes) if axis is not None]
-        if not lists and not more:
-            return False, plain.axes
+        seats = list(_seatings(plain))
+        if not lists and len(seats) == 1:
+            return plain.holds_lists, plain.axes
         aside = Aside(networks)
         found: list[tuple[Seats, bool]] = []
-        for shared in [(), *((index,) for index in more), *([tuple(more)] if len(more) > 1 else [])]:
-            axes = [None if index in shared else axis for index, axis in enumerate(plain.axes)]
-            dealt = Arguments(args, kwargs, len(networks), smallest, axes)
+        for axes in seats:
+            dealt = Arguments(args, kwargs, len(networks), smallest, axes, lists=plain.holds_lists)
             runs, follows = _tried(aside, dealt, method)
             if runs:
-                found.append(((False, axes), follows))
+                found.append(((plain.holds_lists, axes), follows))
                 break
-        if lists and not (found and found[0][1]):
+        if lists and not (found and (found[0][1] or not _like_images(args, kwargs))):
             entries = Arguments(args, kwargs, lists=True)
             size = next(len(leaf) for leaf in entries.leaves if type(leaf) is list and leaf)
             axes = [ENTRIES if type(leaf) is list and len(leaf) == size else
                     0 if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size else None
                     for leaf in entries.leaves]  # fmt: skip
-            if size > 1 and _tried(aside, Arguments(args, kwargs, len(networks), smallest, axes, lists=True), method)[0]:
+            if _tried(aside, Arguments(args, kwargs, len(networks), smallest, axes, lists=True), method)[0]:
                 return True, axes
-        return found[0][0] if found else (False, plain.axes)
+        return found[0][0] if found else (plain.holds_lists, plain.axes)
 
     def joint(self, networks: Networks, arguments: Arguments, method: str, outputs: Sequence[Any]) -> Joint:
         """How every part of the outputs follows the batch.
@@ -188,13 +188,39 @@ def _called(template: nn.Module, method: str) -> Any:
     return called
 
 
-def _has_lists(arguments: Arguments) -> bool:
-    return ENTRIES in arguments.axes or any(type(leaf) is list for leaf in arguments.leaves)
+def _seatings(plain: Arguments) -> Iterator[list[int | None]]:
+    """Where the batch may lie in every leaf, the likeliest first: that with the fewest changes to what the sizes say.
+
+    What has the size of the batch along two axes may have it along either, as the state of a recurrent layer with as many
+    layers; all but the leaf that it was found in may have it by chance.
+    """
+    free = [index for index, axis in enumerate(plain.axes) if axis is not None and index not in plain.said]
+    if free and all(plain.axes[index] is None for index in plain.said):
+        free = free[1:]
+    options = {index: [plain.axes[index], *_elsewhere(plain, index), None] for index in free}
+    ways = itertools.islice(itertools.product(*(range(len(one)) for one in options.values())), 4096)
+    for way in sorted(ways, key=lambda way: (sum(map(bool, way)), sum(way)))[:WAYS]:
+        chosen = {index: one[choice] for (index, one), choice in zip(options.items(), way, strict=True)}
+        yield [chosen.get(index, axis) for index, axis in enumerate(plain.axes)]
+
+
+def _elsewhere(plain: Arguments, index: int) -> list[int]:
+    leaf, axis = plain.leaves[index], plain.axes[index]
+    if not isinstance(leaf, Tensor) or axis is None or leaf.ndim + axis <= 2:
+        return []
+    return [one for one in (0, 1) if one != axis and leaf.ndim > one and leaf.shape[one] == plain.batch]
+
+
+def _like_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the entries of a list look like examples, tensors of three axes or of several shapes, and not like inputs."""
+    entries = next(one for one in (*args, *kwargs.values()) if type(one) is list and one)
+    tensors = [one for one in tree_leaves(entries) if isinstance(one, Tensor)]
+    return any(one.ndim == 3 for one in tensors) or len({one.shape for one in tensors}) > 1
 
 
 def _tried(aside: Aside, dealt: Arguments, method: str) -> tuple[bool, bool]:
     """Whether a part can be run, and whether something in the output follows its size."""
-    if dealt.sizes is None or len(dealt.sizes) < 2:
+    if dealt.sizes is None:
         return False, False
     size = dealt.sizes[0]
     try:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_hypernet.checkpoint import differences, recorded, write
+from lightning_hypernet.checkpoint import differences, recipe_of, recorded, write
 from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.placing import (
@@ -28,14 +28,14 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import check_options_of_hypernet, plain_options
+from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, plain_options
 from lightning_hypernet.target.reduction import check_reduction, refuse_regression
 from lightning_hypernet.training_step import (
     Split,
-    Step,
     call_step,
     dealt_step,
     give_back_steps,
+    go_around,
     loss_of,
     manual_step,
     targets_of,
@@ -132,7 +132,8 @@ class HypernetCallback(_Base):
             raise ValueError(f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}")
         if validation not in ("ensemble", "members"):
             raise ValueError(f"validation must be 'ensemble' or 'members', not {validation!r}")
-        self.deal, self.validation, self.copies = deal, validation, copies
+        self.deal, self.validation = deal, validation
+        self.copies = (copies,) if isinstance(copies, str) else copies
         self._asked()  # a mistake is told here, not when training starts
         check_options_of_hypernet(hypernet_options, Plugins(self.plugins))
 
@@ -166,11 +167,10 @@ class HypernetCallback(_Base):
                 self._hypernet = wrap_whole(pl_module, self._build)
         elif built(pl_module, self.target, lambda: self._place(pl_module)):
             self._place(pl_module)
-        give_back_steps(pl_module)
         if stage == "fit":
-            Step(self._around, pl_module, "training_step")
+            go_around(self._around, pl_module, "training_step")
         if self.validation == "members" and stage in ("fit", "validate"):
-            Step(self._validated, pl_module, "validation_step")
+            go_around(self._validated, pl_module, "validation_step")
 
     def _place(self, pl_module: pl.LightningModule) -> None:
         found = pl_module.get_submodule(self.target)
@@ -341,6 +341,14 @@ class HypernetCallback(_Base):
     def _settle(self) -> None:
         for hypernet in (self.hypernet, *self.twins):
             hypernet.settle_statistics()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell of options that are others than in the checkpoint, where it can be loaded all the same."""
+        kept = recipe_of(checkpoint, self.target)
+        if kept is not None:
+            different = differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
+            if different:
+                warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,14 @@ def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(built: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Which arguments, in plain values, that are asked for are others than those built with, in words."""
-    return [f"{name}={built[name]!r}, not {value!r}" for name, value in asked.items() if value != built[name]]
+    found = []
+    for name, value in asked.items():
+        was = built[name]
+        if isinstance(was, Mapping) and isinstance(value, Mapping) and was.keys() == value.keys():
+            found += [f"{name}.{key}={was[key]!r}, not {one!r}" for key, one in value.items() if one != was[key]]
+        elif value != was:
+            found.append(f"{name}={was!r}, not {value!r}")
+    return found
 
 
 def write(
@@ -64,10 +71,10 @@ def write(
     Raises:
         ValueError: If a part of it was given as an object without a name, which nobody could find again.
     """
-    unnamed = list(_unnamed(options))
-    if unnamed:
+    found = list(unnamed(options))
+    if found:
         raise ValueError(
-            f"the {' and the '.join(unnamed)} of the target {target!r} can't be stored: given as an object, it has no name to "
+            f"the {' and the '.join(found)} of the target {target!r} can't be stored: given as an object, it has no name to "
             "be found by again; register it with a plug-in and choose it by its name"
         )
     checkpoint.setdefault(_KEY, {})[target] = {
@@ -78,12 +85,21 @@ def write(
     }
 
 
-def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, str]]]:
+def recipe_of(checkpoint: Mapping[str, Any], target: str) -> dict[str, Any] | None:
+    """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none."""
+    recipe = checkpoint.get(_KEY, {}).get(target)
+    return None if recipe is None else dict(recipe["options"])
+
+
+def read(
+    path: str | Path, name: str | None = None, changed: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, str]]]:
     """Read a Hypernet's recipe and tensors from a Lightning checkpoint.
 
     Args:
         path: The checkpoint; read with ``weights_only=True``.
         name: The callback's `target`, if there were several.
+        changed: Options that shall be others.
 
     Returns:
         The options, the state dict without diversity losses, and what it had of plug-ins.
@@ -106,6 +122,8 @@ def read(path: str | Path, name: str | None = None) -> tuple[dict[str, Any], dic
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
     }
+    for option in changed:
+        checkpoint["state_dict"][f"{prefix}_extra_state"]["options"].pop(option, None)
     return recipe["options"], state, [tuple(need) for need in recipe["needs"]]
 
 
@@ -132,10 +150,10 @@ def _plain(value: Any) -> Any:
     return value if value is None or type(value) in (str, bool, int, float) else Unnamed(value)
 
 
-def _unnamed(value: Any, path: str = "") -> Iterator[str]:
+def unnamed(value: Any, path: str = "") -> Iterator[str]:
     """Where objects without a name are, as in ``prior.distribution``."""
     if isinstance(value, Unnamed):
         yield path
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
-        yield from _unnamed(entry, f"{path}.{key}" if path else str(key))
+        yield from unnamed(entry, f"{path}.{key}" if path else str(key))

@@ -18,6 +18,7 @@ from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
+from lightning_hypernet.sampler import check_counts
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -232,7 +233,7 @@ class Hypernet(StepSampler):
         Raises:
             ValueError: If the checkpoint holds no such Hypernet, or needs a plug-in that is not there.
         """
-        options, state, needs = checkpoint.read(path, name)
+        options, state, needs = checkpoint.read(path, name, changes)
         lacking = Plugins(plugins).lacking(need for need in needs if need[0] not in changes)
         if lacking:
             raise ValueError(f"{path} needs {'; '.join(lacking)}")
@@ -249,14 +250,7 @@ def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: A
 
 
 def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str, int]) -> None:
-    problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
-    if context_dim < 0:
-        problems.append(f"context_dim must be 0 or more, not {context_dim!r}")
-    try:
-        check_reduction(reduce)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_counts(context_dim, counts)
+    check_reduction(reduce)
     if isinstance(target, Hypernet):
         raise TypeError("the target is a Hypernet already; wrap the module that it was made from")

@@ -15,7 +15,8 @@ from torch import nn
 from lightning_hypernet.hypernet import Hypernet
 
 _TREES = ("pytorch_lightning.", "lightning.")
-_OWN = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) | {"forward", "hypernet", "training_step"}
+_REPLACED = {"forward", "hypernet", "setup", "training_step", "validation_step", "log"}
+_OWN = (frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) | _REPLACED) - {"_trainer"}
 
 
 def overrides(pl_module: nn.Module, hook: str) -> bool:

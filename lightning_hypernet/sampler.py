@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _FIRST_LATENTS = 64
 _SOMEWHERE = torch.zeros(())
+SHAPING = ("latent_dim", "context_dim", "components", "members", "prior", "distribution", "generator")
+"""Options on which the names and shapes of tensors depend."""
+HARMLESS = ("samples", "gauge", "execution", "reduce", "batch_dim")
+"""Options on which they do not."""
 _COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
              "execution", "reduce", "batch_dim")  # fmt: skip
 
@@ -75,6 +80,7 @@ class Sampler(StandIn):
         batch_dim: BatchDim = None,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(type(self)._refuse_others)  # type: ignore[no-untyped-call]
         found = Plugins(plugins)
         gauge, execution = _shortest(gauge), _shortest(execution)
         config = config_of(generator, found)
@@ -108,7 +114,8 @@ class Sampler(StandIn):
         """What is frozen, which backends were chosen, how batches reach the target, and the scales that the gauge fixes."""
         executor, scales = self.executor, self.symmetries.scales
         state = {"frozen": list(executor.statistics.frozen), "execution": executor.choices.made, "feed": executor.feed.seen}
-        return {**state, "scales": scales and dict(scales)}
+        shaping = {name: self.options[name] for name in SHAPING if not list(checkpoint.unnamed(self.options[name]))}
+        return {**state, "scales": scales and dict(scales), "options": shaping}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off."""
@@ -117,6 +124,23 @@ class Sampler(StandIn):
         self.executor.feed = Feed(state["feed"])
         self.symmetries.train_with(self.executor.statistics.frozen_norms)
         self.symmetries.fix(state["scales"])
+
+    def _refuse_others(self, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        """Tell which options a state was written with, if tensors can't fit for them.
+
+        Raises:
+            ValueError: If there are some.
+        """
+        kept = (state.get(f"{prefix}_extra_state") or {}).get("options", {})
+        different = checkpoint.differences(kept, {name: self.options[name] for name in kept})
+        losses = [sorted({key.removeprefix(f"{start}diversity.losses.").partition(".")[0] for key in keys
+                          if key.startswith(f"{start}diversity.losses.")})
+                  for keys, start in ((state, prefix), (self.state_dict(), ""))]  # fmt: skip
+        if losses[0] != losses[1]:
+            named = [f"of {', '.join(names)}" if names else "without any" for names in losses]
+            different.append(f"diversity losses {named[0]}, not {named[1]}")
+        if different:
+            raise ValueError(f"the state of {prefix.rstrip('.') or 'the Hypernet'} was written with {'; '.join(different)}")
 
     def draw(self, n: int, component: int | None = None, context: Tensor | None = None) -> Latents:
         """Draw n latents; arguments as in `sample`.
@@ -227,6 +251,23 @@ def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any
     return checkpoint.recorded(chosen)
 
 
+def check_counts(context_dim: Any, counts: Mapping[str, Any]) -> None:
+    """See that counts are whole numbers in their range.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if not _is_count(value, 1)]
+    if not _is_count(context_dim, 0):
+        problems.append(f"context_dim must be 0 or more, not {context_dim!r}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> None:
     """See, without a target, that what is chosen by name is there, and that numbers are in range.
 
@@ -235,11 +276,7 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> N
         ValueError: If a name is unknown or a number is out of range.
     """
     counts = {name: options[name] for name in ("latent_dim", "components", "samples", "members") if name in options}
-    problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if value < 1]
-    if options.get("context_dim", 0) < 0:
-        problems.append(f"context_dim must be 0 or more, not {options['context_dim']!r}")
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_counts(options.get("context_dim", 0), counts)
     check_reduction(options.get("reduce", "mean"))
     check_batch_dim(options.get("batch_dim"))
     config = config_of(options.get("generator"), plugins)

@@ -34,12 +34,17 @@ class Step:
         self.before = vars(pl_module).get(name)
         original = getattr(pl_module, name)
         functools.update_wrapper(self, original)
-        self._around, self._pl_module, self._original, self._name = around, pl_module, original, name
+        self.around, self._pl_module, self._original, self._name = around, pl_module, original, name
         setattr(pl_module, name, self)
+
+    @property
+    def __code__(self) -> Any:
+        """That of the step, which trainers compare to see whether there is one."""
+        return self._original.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step."""
-        return self._around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
+        return self.around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _own_step(memo.get(id(self._pl_module), self._pl_module), self._name)
@@ -48,12 +53,25 @@ class Step:
         return _own_step, (self._pl_module, self._name)
 
 
+def go_around(around: Callable[..., Any], pl_module: pl.LightningModule, name: str) -> None:
+    """Go around a step, once; what other callbacks have put around it stays."""
+    step = vars(pl_module).get(name)
+    while isinstance(step, Step):
+        if step.around == around:
+            return
+        step = step.before
+    Step(around, pl_module, name)
+
+
 def give_back_steps(pl_module: nn.Module) -> None:
     """Put the steps back that a LightningModule had."""
     for name, step in [(name, value) for name, value in vars(pl_module).items() if isinstance(value, Step)]:
+        before: Any = step
+        while isinstance(before, Step):
+            before = before.before
         delattr(pl_module, name)
-        if step.before is not None:
-            setattr(pl_module, name, step.before)
+        if before is not None:
+            setattr(pl_module, name, before)
 
 
 def _own_step(pl_module: pl.LightningModule, name: str) -> Any:

@@ -105,10 +105,13 @@ class MemberSampler(Sampler):
 
     def settle_statistics(self) -> None:
         """Estimate the members' statistics from the last inputs seen, if they are due; under DDP on all ranks together."""
+        ranks = distributed.is_available() and distributed.is_initialized()
+        for tensor in self.sources() if ranks else ():
+            distributed.broadcast(tensor.detach(), 0)  # as DDP does with buffers before the next forward
         due = self.members.estimated.new_tensor(
             float(self.executor.statistics.possible and self.members.stale(self.sources()) and bool(self.members.recent))
         )
-        if distributed.is_available() and distributed.is_initialized():
+        if ranks:
             distributed.all_reduce(due, distributed.ReduceOp.MAX)
         if due:
             self.members.update(self.executor, self._decode_members, self.sources(), all_ranks=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import pickle
+import types
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +101,7 @@ def read(
     """Read a Hypernet's recipe and tensors from a Lightning checkpoint.
 
     Args:
-        path: The checkpoint; read with ``weights_only=True``.
+        path: The checkpoint. Of what it holds beside tensors and plain values nothing is imported or run.
         name: The callback's `target`, if there were several.
         changed: Options that shall be others.
 
@@ -107,7 +111,7 @@ def read(
     Raises:
         ValueError: If the checkpoint holds no such Hypernet or has an unknown format.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = _load(path)
     recipes = checkpoint.get(_KEY, {})
     name = next(iter(recipes), None) if name is None else name
     if name not in recipes:
@@ -117,14 +121,58 @@ def read(
     recipe = recipes[name]
     check_format(path, recipe)
     prefix = recipe["prefix"]
-    state = {
-        key.removeprefix(prefix): value
-        for key, value in checkpoint["state_dict"].items()
+    whole = checkpoint["state_dict"]
+    state = OrderedDict(
+        (key.removeprefix(prefix), value)
+        for key, value in whole.items()
         if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
-    }
+    )
+    versions = getattr(whole, "_metadata", {})
+    state._metadata = OrderedDict(  # type: ignore[attr-defined]
+        (f"{key}.".removeprefix(prefix).rstrip("."), value) for key, value in versions.items() if f"{key}.".startswith(prefix)
+    )
     for option in changed:
         checkpoint["state_dict"][f"{prefix}_extra_state"]["options"].pop(option, None)
     return recipe["options"], state, [tuple(need) for need in recipe["needs"]]
+
+
+class _Unknown:
+    """Takes the place of an object in a file whose class is not loaded; it holds nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Unknown:
+        return object.__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+    def append(self, _: Any) -> None:
+        """Take an entry."""
+
+    extend = add = append
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads tensors and plain values; whatever else a file names is neither imported nor called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What builds tensors and containers, or `_Unknown`."""
+        if module == "collections" and name in ("OrderedDict", "defaultdict"):
+            return getattr(collections, name)
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_tensor"):
+            return getattr(torch._utils, name)
+        found = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
+        if isinstance(found, torch.dtype) or found in (torch.Size, torch.device) or name.endswith("Storage"):
+            return found
+        return _Unknown
+
+
+def _load(path: str | Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # objects among the hyperparameters, say
+        reader = types.SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__="pickle")
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
 
 
 def check_format(path: str | Path, recipe: Mapping[str, Any]) -> None:

@@ -337,3 +337,61 @@ assert torch.equal(*both)
         [sys.executable, str(tmp_path / "main.py")], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Settings:
+    """A class that no file may import."""
+
+    made = 0
+
+    def __init__(self):
+        self.values = [1, {"a": {2}}]
+
+    def __setstate__(self, state):
+        Settings.made += 1
+
+
+class Versioned(nn.Linear):
+    """It asks for the version of its state, as torch's own modules do."""
+
+    _version = 7
+    seen = None
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        Versioned.seen = local_metadata.get("version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.filterwarnings("ignore:.*are no averages over batches")
+def test_of_a_checkpoint_the_hypernets_part_alone_is_read(tmp_path):
+    """Whatever the hyperparameters hold; with the versions of state dicts."""
+
+    class Hyper(Classifier):
+        def __init__(self, settings=None, function=None):
+            super().__init__()
+            self.save_hyperparameters()
+            self.model = nn.Sequential(nn.Linear(4, 8), nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 3))
+
+    module = Hyper(Settings(), os.path.join)
+    _, trainer = fit(module, callback=HypernetCallback(samples=2, execution="loop"), max_epochs=1, limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(tmp_path / "one.ckpt", weights_only=True)
+    loaded = Hypernet.from_checkpoint(tmp_path / "one.ckpt", Hyper().model)
+    assert Settings.made == 0
+    x = next(iter(data()))[0]
+    assert torch.allclose(loaded(x), module.model.eval()(x), atol=1e-6)
+
+
+def test_the_versions_of_states_are_kept(tmp_path):
+    class Model(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(Versioned(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    callback = HypernetCallback(samples=2, exclude=["0.*"])
+    _, trainer = fit(Model(), callback=callback, max_epochs=1, limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    Versioned.seen = None
+    Hypernet.from_checkpoint(tmp_path / "one.ckpt", Model().model)
+    assert Versioned.seen == 7

@@ -87,7 +87,7 @@ def put(pl_module: nn.Module, path: str, module: nn.Module) -> None:
 def warn_of_hidden(path: str, target: nn.Module, hypernet: Hypernet) -> None:
     """The LightningModule may mean the target's attribute where it gets the Hypernet's."""
     both = set(dir(target)) & set(dir(hypernet)) - set(dir(nn.Module()))
-    hidden = sorted(name for name in both if not name.startswith("_"))
+    hidden = sorted(name for name in both if not name.startswith("_") and name != "no_weight_decay")
     if hidden:
         warnings.warn(
             f"{', '.join(hidden)}: {path!r} has these names and the Hypernet in its place too, which answers to them from now "

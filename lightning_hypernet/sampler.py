@@ -110,6 +110,21 @@ class Sampler(StandIn):
         taken = {"batch_dim": batch_dim, "generate": ["*"], "exclude": list(self.banks.ordinary), "structure": shown}
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that plain training would not decay, for timm's `create_optimizer_v2` and grouping of your own.
+
+        They make the banks of norm layers alone, of tokens and of whatever else has at most one axis or is named by the
+        target's own `no_weight_decay`. Where a filter holds its weights, bias and norm scale together, these decay together.
+        """
+        spared = set(getattr(self.target, "no_weight_decay", set)())
+        names = set()
+        for index, bank in enumerate(self.banks):
+            parameters = {slot.parameter for slot in bank.slots}
+            if all(len(self.banks.shapes[name]) <= 1 or name in spared for name in parameters):
+                part = f"generator.weight_generators.{index}."
+                names |= {name for name, _ in self.named_parameters() if name.startswith(part)}
+        return names
+
     def get_extra_state(self) -> dict[str, Any]:
         """What is frozen, which backends were chosen, how batches reach the target, and the scales that the gauge fixes."""
         executor, scales = self.executor, self.symmetries.scales

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateFinder, StochasticWeightAveraging
 from pytorch_lightning.tuner import Tuner
+from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -377,6 +378,7 @@ def test_of_a_checkpoint_the_hypernets_part_alone_is_read(tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(Exception, match="Weights only load failed"):
         torch.load(tmp_path / "one.ckpt", weights_only=True)
+    Settings.made = 0
     loaded = Hypernet.from_checkpoint(tmp_path / "one.ckpt", Hyper().model)
     assert Settings.made == 0
     x = next(iter(data()))[0]
@@ -395,3 +397,30 @@ def test_the_versions_of_states_are_kept(tmp_path):
     Versioned.seen = None
     Hypernet.from_checkpoint(tmp_path / "one.ckpt", Model().model)
     assert Versioned.seen == 7
+
+
+def test_what_plain_training_would_not_decay_does_not():
+    """timm's grouping: norm layers and tokens, and what the target itself names."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.table = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def no_weight_decay(self):
+            return {"token"}
+
+        def forward(self, x):
+            return self.head(self.norm(x + self.token + self.table).mean(1))
+
+    hypernet = Hypernet(Tokens(), samples=2)
+    groups = param_groups_weight_decay(hypernet, 0.1, no_weight_decay_list=hypernet.no_weight_decay())
+    decayed, spared = (
+        {id(one) for group in groups if group["weight_decay"] == decay for one in group["params"]} for decay in (0.1, 0.0)
+    )
+    for index, bank in enumerate(hypernet.banks):
+        offset = hypernet.generator.weight_generators[index].offset
+        names = {slot.parameter for slot in bank.slots}
+        assert id(offset) in (spared if names <= {"token", "norm.weight", "norm.bias"} else decayed), names
+    assert {"token"} in [{slot.parameter for slot in bank.slots} for bank in hypernet.banks]

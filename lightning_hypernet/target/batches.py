@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
@@ -36,26 +37,33 @@ def parts_of(batch: Any, networks: int, smallest: int = 1, batch_dim: BatchDim =
         ValueError: If there is nothing to deal out.
     """
     axis = batch_dim if isinstance(batch_dim, int) else 0
-    size = _size_of(batch, axis)
+    by_name = batch_dim if isinstance(batch_dim, Mapping) and isinstance(batch, Mapping) else {}
+    size = next((_said_size(batch[key], said) for key, said in by_name.items() if key in batch and said is not None), 0)
+    size = size or _size_of(batch, axis)
     count = max(1, min(networks, size // smallest))
     sizes = [size // count + (index < size % count) for index in range(count)]
     ends = [sum(sizes[: index + 1]) for index in range(count)]
-    by_name = batch_dim if isinstance(batch_dim, Mapping) and isinstance(batch, Mapping) else {}
-    pieces = _Pieces(size, axis, [slice(end - one, end) for one, end in zip(sizes, ends, strict=True)], by_name)
+    tables = [one for one in _nodes(batch) if isinstance(one, Tensor) and one.ndim > 1]
+    first = any(one.shape[0] == size for one in tables)
+    pieces = _Pieces(size, axis, [slice(end - one, end) for one, end in zip(sizes, ends, strict=True)], by_name, first)
     return list(zip(pieces.of(batch), sizes, strict=True))
 
 
 class _Pieces:
     """Cuts everything that has the batch's size."""
 
-    def __init__(self, size: int, axis: int, slices: Sequence[slice], by_name: Mapping[str, Any]) -> None:
-        self.size, self.axis, self.slices, self.by_name = size, axis, slices, by_name
+    def __init__(self, size: int, axis: int, slices: Sequence[slice], by_name: Mapping[str, Any], first: bool) -> None:
+        self.size, self.axis, self.slices, self.by_name, self.first = size, axis, slices, by_name, first
 
     def of(self, value: Any) -> list[Any]:
         """Every network's piece."""
         if isinstance(value, Tensor):
             axis = _axis(value, self.size, self.axis)
+            if axis == 1 != self.axis and value.ndim == 2 and self.first:
+                axis = None  # a table, as boxes of four numbers are in a batch of four
             return self._shared(value) if axis is None else self._cut(value, axis)
+        if isinstance(value, np.ndarray):
+            return self._entries(value) if value.ndim and len(value) == self.size else self._shared(value)
         if isinstance(value, PackedSequence):
             return [pack_sequence(one, enforce_sorted=False) for one in self._entries(unpack_sequence(value))]
         if hasattr(value, "to_data_list") and hasattr(type(value), "from_data_list"):
@@ -73,14 +81,11 @@ class _Pieces:
             names = [one.name for one in dataclasses.fields(value) if one.init]
             columns = [self.of(getattr(value, name)) for name in names]
             return [dataclasses.replace(value, **dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
-        held = vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, type) else ()
-        if any(isinstance(one, Tensor) for one in held):
-            raise TypeError(_remedy(f"the batch holds a {type(value).__name__}"))
         return self._shared(value)
 
     def _are_entries(self, value: Sequence[Any]) -> bool:
         """Whether the entries of a list are the examples, and not batches that happen to be as many."""
-        batches = all(isinstance(one, Tensor) and one.ndim not in (0, 3) and one.shape[0] == self.size for one in value)
+        batches = all(isinstance(one, Tensor) and one.ndim and one.shape[0] == self.size and not _image(one) for one in value)
         return _are_examples(value) and not batches
 
     def _named(self, key: Any, value: Any) -> list[Any]:
@@ -135,14 +140,57 @@ def _kind(value: Any) -> Any:
 def _size_of(batch: Any, axis: int) -> int:
     """The size of the batch: the first of its sizes that all have, else the one that most have."""
     nodes = list(_nodes(batch))
+    for one in nodes:
+        if not _known(one) and _holds_tensors(vars(one) if hasattr(one, "__dict__") else None):
+            raise TypeError(_remedy(f"the batch holds a {type(one).__name__}"))
     tensors = [one for one in nodes if isinstance(one, Tensor) and one.ndim]
-    sizes = [one.shape[where] for where in dict.fromkeys((axis, 0, 1)) for one in tensors[:1] if one.ndim > where]
+    sizes = [len(one) for one in nodes if isinstance(one, (list, tuple)) and len(one) > 1 and _surely_examples(one)]
+    sizes += [one.shape[where] for where in dict.fromkeys((axis, 0, 1)) for one in tensors[:1] if one.ndim > where]
     sizes += [one.shape[axis] for one in tensors[1:] if one.ndim > axis]
     sizes += [one for one in map(_length, nodes) if one]
     best = max(dict.fromkeys(sizes), key=lambda size: _covered(batch, size, axis), default=0)
     if not best:
         raise ValueError(_remedy("the batch holds nothing that could be dealt out"))
     return best
+
+
+def _said_size(value: Any, said: int | str) -> int:
+    return int(value.shape[said]) if isinstance(said, int) and isinstance(value, Tensor) else len(value)
+
+
+def _known(value: Any) -> bool:
+    """Whether there is a way of dealing something out."""
+    graphs = hasattr(value, "to_data_list") and hasattr(type(value), "from_data_list")
+    plain = isinstance(value, (Tensor, PackedSequence, np.ndarray, Mapping, list, tuple, type, *_PLAIN))
+    return graphs or plain or dataclasses.is_dataclass(value)
+
+
+def _holds_tensors(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if not depth or isinstance(value, (type, *_PLAIN)):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    held = vars(value).values() if hasattr(value, "__dict__") else ()
+    return any(_holds_tensors(one, depth - 1) for one in (*inner, *held))
+
+
+def _image(value: Tensor) -> bool:
+    return value.ndim == 3 and value.shape[0] in (1, 3)
+
+
+def _surely_examples(value: Sequence[Any]) -> bool:
+    """Whether the entries of a list can't be batches: they hold scalars, tensors of different sizes, or images."""
+    if not _are_examples(value) or not all(isinstance(one, (Tensor, Mapping, list, tuple)) for one in value):
+        return False
+    for one in value:
+        tensors = [inner for inner in _nodes(one) if isinstance(inner, Tensor)]
+        if not tensors:
+            return False
+        numbers = any(isinstance(inner, (bool, int, float)) for inner in _nodes(one)) or any(not t.ndim for t in tensors)
+        if not (numbers or all(map(_image, tensors)) or len({tensor.shape[0] for tensor in tensors}) > 1):
+            return False
+    return True
 
 
 def _nodes(value: Any) -> Iterator[Any]:

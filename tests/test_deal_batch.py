@@ -224,6 +224,33 @@ def test_time_first(length, options):
     examine(Recurrent(), rule, (x, y), parts, [2, 2, 2], **options)
 
 
+class Tags(nn.Module):
+    def __init__(self, batch_first=False):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, batch_first=batch_first), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+def tags_rule(model, batch):
+    return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten()), {}
+
+
+def test_time_first_in_all_of_the_batch_is_refused_until_it_is_said():
+    x, y = numbers(7, 6, 3), torch.randint(0, 2, (7, 6))
+    with pytest.raises(ValueError, match=r"rnn takes time first.*batch_dim=1"):
+        fit(Ruled(Tags(), tags_rule), [(x, y)])
+    parts = [(a, b) for a, b in zip(x.split(2, 1), y.split(2, 1), strict=True)]
+    examine(Tags(), tags_rule, (x, y), parts, [2, 2, 2], batch_dim=1)
+    examine(Tags(batch_first=True), tags_rule, (x, y), cut([3, 2, 2], x, y), [3, 2, 2])
+
+    def turned(model, batch):  # a step that turns its batch
+        return F.cross_entropy(model(batch[0].transpose(0, 1)).flatten(0, 1), batch[1].T.flatten()), {}
+
+    examine(Tags(), turned, (x, y), cut([3, 2, 2], x, y), [3, 2, 2])
+
+
 def plain_rule(model, batch):
     loss = F.cross_entropy(model(batch[0]), batch[1])
     return loss, {"loss": loss.detach()}

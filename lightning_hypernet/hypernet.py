@@ -184,11 +184,15 @@ class Hypernet(StepSampler):
 
     def _note_inputs(self, population: Population, arguments: Arguments) -> None:
         population.batch = population.batch or arguments
-        self.symmetries.examples = self.symmetries.examples or arguments.head(2).map(torch.clone)
+        self.symmetries.examples = self.symmetries.examples or self._few(arguments).map(torch.clone)
         self.executor.statistics.note_frozen()
         self.symmetries.train_with(self.executor.statistics.frozen_norms)
         if self.executor.statistics.possible:
             self.members.saw(arguments)
+
+    def _few(self, arguments: Arguments) -> Arguments:
+        """The first two examples; all of a part of a dealt out batch, whose inputs may refer to each other, as graphs do."""
+        return arguments.head(2) if self.alone is None else arguments.map(torch.detach)
 
     def diversity_loss(self) -> Tensor:
         """The weighted diversity losses of the last training forward, for a training loop of one's own.

@@ -97,7 +97,10 @@ class _Pieces:
         return self._entries(value) if said == "list" else self._shared(value)
 
     def _cut(self, value: Tensor, axis: int) -> list[Any]:
-        return [value.narrow(axis, one.start, one.stop - one.start) for one in self.slices]
+        pieces = [value.narrow(axis, one.start, one.stop - one.start) for one in self.slices]
+        for piece in pieces:
+            piece.dealt_along = axis  # type: ignore[attr-defined]  # for `Plans.check_part`
+        return pieces
 
     def _entries(self, value: Any) -> list[Any]:
         return [value[one] for one in self.slices]

@@ -118,6 +118,8 @@ def _at(batch: Any, place: Mapping[str, Any]) -> Any:
     if "value" in place:
         return place["value"]
     for key in place["path"]:
+        if not isinstance(batch, (Mapping, tuple, list)):
+            raise TypeError(f"a {type(batch).__name__} has no entry {key!r} of its own")
         batch = batch[key]
     return batch
 

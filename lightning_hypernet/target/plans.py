@@ -36,6 +36,7 @@ class Plans:
         self.batch_dim = batch_dim
         self._inputs: dict[Any, Seats] = {}
         self._outputs: dict[Any, Joint] = {}
+        self._checked: set[Any] = set()
 
     def arguments(
         self, template: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], method: str = "forward"
@@ -128,6 +129,22 @@ class Plans:
             if _tried(aside, Arguments(args, kwargs, len(networks), smallest, axes, lists=True), method)[0]:
                 return True, axes
         return found[0][0] if found else (plain.holds_lists, plain.axes)
+
+    def check_part(self, networks: Networks, arguments: Arguments, method: str) -> None:
+        """See, once for every kind of call, that a part of a dealt out batch was not cut along the time of a layer.
+
+        Raises:
+            ValueError: If it was.
+        """
+        along = next((axis for leaf in arguments.leaves if (axis := getattr(leaf, "dealt_along", None)) is not None), None)
+        if self.batch_dim is not None or along != 0 or arguments.batch < 2:
+            return
+        key = (networks.replicas.run_of(method), arguments.kinds())
+        if key in self._checked:
+            return
+        self._checked.add(key)
+        args, kwargs = arguments.restore(arguments.leaves)
+        _check_time(Aside(networks), Arguments(args, kwargs, 2, axes=arguments.axes), method)
 
     def joint(self, networks: Networks, arguments: Arguments, method: str, outputs: Sequence[Any]) -> Joint:
         """How every part of the outputs follows the batch.

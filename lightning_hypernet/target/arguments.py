@@ -213,7 +213,7 @@ def _kind(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return (leaf.dtype, leaf.ndim, leaf.ndim > 0 and leaf.shape[0] == 1)
     if type(leaf) is list:
-        return ("list", *{_kind(one) for one in tree_leaves(leaf[:1])})
+        return ("list", *{_kind(one) if isinstance(one, Tensor) else type(one) for one in tree_leaves(leaf[:1])})
     return leaf if isinstance(leaf, (type(None), bool, int, float, str)) else type(leaf)
 
 

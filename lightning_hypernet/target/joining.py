@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Path = tuple[Any, ...]
-_PLAIN = (type(None), bool, int, float, str)
+PLAIN = (type(None), bool, int, float, str)
 
 
 class PerNetwork(list[Any]):
@@ -39,7 +39,7 @@ def children(value: Any) -> tuple[list[Any], list[Any], Callable[[list[Any]], An
 
     A `Mapping` has its own keys, whatever their order; another container is numbered.
     """
-    if isinstance(value, (Tensor, *_PLAIN)):
+    if isinstance(value, (Tensor, *PLAIN)):
         return None
     entries, spec = tree_flatten(value, is_leaf=lambda one: one is not value)
     if len(entries) == 1 and entries[0] is value:
@@ -79,7 +79,7 @@ def merge(
     """
     if all(isinstance(value, Tensor) for value in values):
         return tensors(path, values)
-    if all(isinstance(value, _PLAIN) for value in values):
+    if all(isinstance(value, PLAIN) for value in values):
         return others(path, values)
     if all(type(value) is list for value in values):
         whole = lists(path, values)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_hypernet.target.arguments import ENTRIES, Arguments
-from lightning_hypernet.target.joining import BATCH, Following, Path, place_of, walk
+from lightning_hypernet.target.arguments import ENTRIES, Arguments, usual_axes
+from lightning_hypernet.target.joining import BATCH, PLAIN, Following, Path, place_of, walk
 from lightning_hypernet.target.layout import BatchDim, laid_out, parameters_of
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.trial import Aside
@@ -114,6 +114,12 @@ class Plans:
             return plain.holds_lists, plain.axes
         aside = Aside(networks)
         found: list[tuple[Seats, bool]] = []
+        if lists and _has_texts(args, kwargs, plain.batch):
+            leaves = Arguments(args, kwargs, lists=True).leaves
+            axes = [ENTRIES if type(leaf) is list and len(leaf) == plain.batch else axis
+                    for leaf, axis in zip(leaves, usual_axes(leaves), strict=True)]  # fmt: skip
+            if _tried(aside, Arguments(args, kwargs, len(networks), smallest, axes, lists=True), method)[0]:
+                return True, axes
         for axes in seats:
             dealt = Arguments(args, kwargs, len(networks), smallest, axes, lists=plain.holds_lists)
             runs, follows = _tried(aside, dealt, method)
@@ -190,12 +196,18 @@ class Plans:
                 longer = two.get(path)
                 follows = type(longer) is list and len(longer) != len(value) and len(value) * count == len(longer) * size
                 rules[path] = Following(None) if follows else None
-            elif path in two and two[path] == value:
+            elif isinstance(value, PLAIN) and path in two and isinstance(two[path], PLAIN) and two[path] == value:
                 constant.add(path)
         for path, rule in rules.items():
             if rule is not None and rule.axis is not None and rule.factor > 1:
                 rules[path] = _ordered(aside, arguments, method, path, rule, size, count)
         return rules, constant
+
+
+def _has_texts(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> bool:
+    """Whether a list beside the tensors has an entry for each example, texts or numbers."""
+    alike = [one for one in (*args, *kwargs.values()) if type(one) is list and len(one) == batch]
+    return bool(alike) and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(alike))
 
 
 def _called(template: nn.Module, method: str) -> Any:

@@ -607,3 +607,46 @@ def test_trials_leave_no_trace():
             results.append((hypernet(x), torch.rand(1)))
     same(*results)
     assert len(calls) == 4
+
+
+class Captioned(nn.Module):
+    """Every image has its text; each network must get the texts of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, texts, kind="short"):
+        lengths = torch.tensor([[float(len(text))] for text in texts], dtype=x.dtype)
+        return self.layer(x) * lengths
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_list_of_texts_is_dealt_with_the_tensors(by_name):
+    torch.manual_seed(0)
+    hypernet = Hypernet(Captioned().double(), samples=3, gauge="none").train()
+    for count in (7, 6, 3):
+        x, texts = torch.randn(count, 3, dtype=torch.float64), ["a" * (index + 1) for index in range(count)]
+        with hypernet.step():
+            outputs = hypernet(x, texts=texts) if by_name else hypernet(x, texts)
+            networks = hypernet.executor.materialize_all(hypernet.population.weights, {})
+        places = torch.tensor_split(torch.arange(count), 3)
+        expected = [network(x[at], [texts[index] for index in at]) for network, at in zip(networks, places, strict=True)]
+        assert torch.allclose(outputs, torch.cat(expected), atol=1e-12)
+
+
+def test_an_object_that_can_not_be_looked_into_is_named():
+    @dataclass
+    class Result:
+        logits: torch.Tensor
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return Result(self.layer(x))
+
+    with pytest.raises(TypeError, match="the target returns Result, whose tensors can't be joined; return tensors"):
+        Hypernet(Wrapped(), samples=2).train()(torch.randn(8, 3))

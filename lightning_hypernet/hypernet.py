@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,7 @@ class Hypernet(StepSampler):
         name: str | None = None,
         plugins: Sequence[object] = (),
         loader: Iterable[Any] | None = None,
+        inputs: Callable[[Any], Any] | None = None,
         **changes: Any,
     ) -> Hypernet:
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
@@ -232,6 +233,7 @@ class Hypernet(StepSampler):
             plugins: Plug-ins that were passed to the callback.
             loader: Training data from which the norm statistics of new networks are estimated, as in `update_statistics`;
                 without it only the members have some.
+            inputs: What the target is called with of a batch of the loader, as in `update_statistics`.
             changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
 
         Raises:
@@ -244,7 +246,7 @@ class Hypernet(StepSampler):
         hypernet = cls(target, plugins=plugins, **{**options, **changes})
         hypernet.load_state_dict(state)
         if loader is not None:
-            hypernet.update_statistics(loader)
+            hypernet.update_statistics(loader, inputs=inputs)
         return hypernet.eval()
 
 

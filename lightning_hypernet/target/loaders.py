@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,8 @@ class Feed:
         self._asked = True
         places = dict(_places(self.batch))
         positional, named = [_found(one, places) for one in args], {key: _found(one, places) for key, one in kwargs.items()}
-        if None not in (*positional, *named.values()):
-            self.seen = {"args": positional, "kwargs": named}
+        known = None not in (*positional, *named.values())
+        self.seen = {"args": positional, "kwargs": named} if known else {"changed": True}
 
     def read(
         self,
@@ -89,7 +90,13 @@ class Feed:
                 if isinstance(given, Mapping)
                 else (given if isinstance(given, tuple) else (given,), {})
             )
-        if self.seen is not None:
+        if self.seen is not None and "changed" in self.seen:
+            warnings.warn(
+                f"training_step changes a batch before it calls {type(target).__name__}, which a loader's batches now reach as "
+                "they are: pass inputs=, a function of a batch that gives the arguments",
+                stacklevel=5,
+            )
+        elif self.seen is not None:
             try:
                 return tuple(_at(batch, one) for one in self.seen["args"]), {
                     key: _at(batch, one) for key, one in self.seen["kwargs"].items()

@@ -198,6 +198,13 @@ class Plans:
                 rules[path] = Following(None) if follows else None
             elif isinstance(value, PLAIN) and path in two and isinstance(two[path], PLAIN) and two[path] == value:
                 constant.add(path)
+        for path in set(one) ^ set(two) if count != size else ():
+            above = [rules.get(path[:length]) for length in range(len(path))]
+            if not any(rule is not None and rule.axis is None for rule in above):
+                raise TypeError(
+                    f"the structure of the outputs{place_of(path)} follows the batch, so that those of several networks can't "
+                    f"be joined to one: return a list or a tensor; {BATCH}"
+                )
         for path, rule in rules.items():
             if rule is not None and rule.axis is not None and rule.factor > 1:
                 rules[path] = _ordered(aside, arguments, method, path, rule, size, count)

@@ -223,19 +223,25 @@ class Statistics:
         assert self._shares is not None
         floats = [name for name in self._shares if before[name].is_floating_point() and before[name].isfinite().all()]
         moved = {name: before[name] + 1 + torch.rand_like(before[name]) * (1 + before[name].abs()) for name in floats}
-        if not floats:
-            return
-        with _same_random_numbers():
-            _, other = self._of_one(weights, arguments, moved)
+        other = after
+        if floats:
+            with _same_random_numbers():
+                _, other = self._of_one(weights, arguments, moved)
         for name in floats:
             ratio = ((other[name] - after[name]) / (moved[name] - before[name])).double()
             share = ratio.mean().item()
             if ratio.numel() and (ratio - share).abs().max() < 1e-3 and -1e-3 < share < 1 - 1e-3:
                 self._shares[name] = max(0.0, share)
-        counters = {name: before[name] + _FAR for name in self._shares if not before[name].is_floating_point()
-                    and before[name].dtype != torch.bool}  # fmt: skip
-        if counters and self._matters(weights, arguments, after, counters):
-            self._shares = dict.fromkeys(self._shares)
+        counters = {name: ~before[name] if before[name].dtype == torch.bool else before[name] + _FAR
+                    for name in self._shares if not before[name].is_floating_point()}  # fmt: skip
+        if not counters:
+            return
+        with _same_random_numbers():
+            start, later = self._of_one(weights, arguments, counters)
+        late = [name for name in self._plain if name not in self._shares and _differ(start.get(name), later[name])]
+        read = any(_differ(later[name], after[name]) for name in floats)  # by the update itself, as a warm-up does
+        if late or read or self._matters(weights, arguments, after, counters):
+            self._shares = dict.fromkeys([*self._shares, *late])
 
     def _matters(self, weights: Tensors, arguments: Arguments, after: Tensors, counters: Tensors) -> bool:
         """Whether evaluation reads counters, as an average that takes its start off does."""

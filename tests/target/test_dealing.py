@@ -650,3 +650,17 @@ def test_an_object_that_can_not_be_looked_into_is_named():
 
     with pytest.raises(TypeError, match="the target returns Result, whose tensors can't be joined; return tensors"):
         Hypernet(Wrapped(), samples=2).train()(torch.randn(8, 3))
+
+
+@pytest.mark.parametrize("count", [16, 10])
+def test_tuples_of_examples_are_refused(count):
+    class Unbound(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x).unbind(0)
+
+    with pytest.raises(TypeError, match="structure"):
+        Hypernet(Unbound(), samples=4).train()(torch.randn(count, 3))

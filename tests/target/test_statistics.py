@@ -422,3 +422,74 @@ def test_weights_that_are_swapped_through_data_get_statistics_of_their_own():
         parameter.data.copy_(before.data)
     assert torch.allclose(hypernet(A), average(A), atol=1e-6)
     assert not torch.allclose(outputs, average(A), atol=1e-3)
+
+
+class FirstBatch(nn.Module):
+    """Its averages begin with the first batch, as a flag says."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("begun", torch.tensor(False))
+
+    def forward(self, x):
+        if self.training:
+            mean = x.detach().mean(0)
+            self.mean.copy_(0.9 * self.mean + 0.1 * mean if self.begun else mean)
+            self.begun.fill_(True)
+        return x - self.mean
+
+
+class ByCount(FirstBatch):
+    """The share of the newest batch falls with the count."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.begun = torch.tensor(0)
+
+    def forward(self, x):
+        if self.training:
+            self.begun += 1
+            self.mean += (x.detach().mean(0) - self.mean) / self.begun
+        return x - self.mean
+
+
+class WarmUp(ByCount):
+    """Nothing is averaged in the first two batches."""
+
+    def forward(self, x):
+        if self.training:
+            self.begun += 1
+            if self.begun > 2:
+                self.mean.lerp_(x.detach().mean(0), 0.5)
+        return x - self.mean
+
+
+@pytest.mark.filterwarnings("ignore:.*are no averages over batches")
+@pytest.mark.parametrize("layer", [FirstBatch, ByCount, WarmUp])
+def test_updates_that_read_flags_and_counters(layer):
+    """They are those of the plain module after the same pass."""
+    torch.manual_seed(0)
+    fresh = nn.Sequential(nn.Linear(3, 5), layer(5), nn.Linear(5, 2)).double()
+    hypernet = Hypernet(fresh, samples=2, members=2, execution="loop").train()
+    for x in batches():
+        hypernet(x)
+    for network in hypernet.eval().materialize(hypernet.member_population()):
+        plain = unset(network, fresh)
+        right = passed(plain, batches())
+        for name, buffer in right.named_buffers(remove_duplicate=False):
+            assert torch.allclose(network.get_buffer(name).double(), buffer.double(), atol=1e-9), name
+            assert not torch.equal(buffer, dict(fresh.named_buffers(remove_duplicate=False))[name])
+    outputs = torch.stack([network.eval()(x) for network in hypernet.materialize(hypernet.member_population())])
+    assert torch.allclose(hypernet(x), outputs.mean(0), atol=1e-9)
+
+
+def test_a_step_that_changes_its_batch_is_told_when_a_loader_comes():
+    hypernet = Hypernet(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), samples=2).train()
+    with hypernet.executor.feed.of((A, Y)):
+        hypernet(A * 5 + 3)
+    with pytest.warns(UserWarning, match="training_step changes a batch before it calls Sequential, .* pass inputs="):
+        hypernet.update_statistics([(A, Y)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hypernet.update_statistics([(A, Y)], inputs=lambda batch: batch[0] * 5 + 3)

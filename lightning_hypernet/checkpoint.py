@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import collections
-import pickle
-import types
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-FORMAT = 3
+from lightning_hypernet.archive import (
+    ENDLESS,
+    FORMAT,
+    ArchiveError,
+    Stored,
+    check_format,
+    differing,
+    listed,
+    not_finite,
+    plain,
+    read_checkpoint,
+    refuse,
+)
+
 _KEY = "hypernet"
 
 
@@ -86,105 +98,144 @@ def write(
         "prefix": prefix,
         "options": dict(options),
         "needs": [list(need) for need in needs],
+        "tensors": listed(
+            {key: one for key, one in _under(prefix, checkpoint["state_dict"]).items() if isinstance(one, Tensor)}
+        ),
     }
 
 
 def recipe_of(checkpoint: Mapping[str, Any], target: str) -> dict[str, Any] | None:
-    """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none."""
+    """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none of this format."""
     recipe = checkpoint.get(_KEY, {}).get(target)
-    return None if recipe is None else dict(recipe["options"])
+    return None if recipe is None or recipe.get("format") != FORMAT else dict(recipe["options"])
 
 
-def read(
-    path: str | Path, name: str | None = None, changed: Collection[str] = ()
-) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, str]]]:
-    """Read a Hypernet's recipe and tensors from a Lightning checkpoint.
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What a Lightning checkpoint keeps of a Hypernet.
+
+    Args:
+        path: The checkpoint.
+        options: What it was built with.
+        needs: What it had of plug-ins.
+        tensors: The tensors of its state dict, without those of diversity losses, none of which is read yet.
+        extra: The other values of its state dict.
+        versions: The versions of its modules.
+    """
+
+    path: str | Path
+    options: dict[str, Any]
+    needs: list[tuple[str, str, str]]
+    tensors: dict[str, Stored]
+    extra: dict[str, Any]
+    versions: dict[str, Any]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers its tensors have."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Name the file in whatever goes wrong with its options."""
+        try:
+            yield
+        except ArchiveError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ArchiveError(f"{self.path} can't be loaded: {' '.join(str(error).split())}") from error
+
+    def load_into(self, module: nn.Module, changed: Collection[str] = ()) -> None:
+        """Load the state into what was built of the options.
+
+        Args:
+            module: The Hypernet.
+            changed: Options that it was built with in place of those of the file.
+
+        Raises:
+            ArchiveError: If it does not fit; nothing is loaded then.
+        """
+        wanted = _under("", module.state_dict())
+        tensors = {name: value for name, value in wanted.items() if isinstance(value, Tensor)}
+        problems = differing(self.tensors, listed(tensors), "the Hypernet of this target")
+        refuse(self.path, [*problems, *(f"{name} is missing" for name in wanted if name not in {*tensors, *self.extra})])
+        for extra in self.extra.values():
+            kept = extra.get("options") if isinstance(extra, dict) else None
+            if isinstance(kept, dict):
+                extra["options"] = {option: value for option, value in kept.items() if option not in changed}
+        state = OrderedDict({name: one.read() for name, one in self.tensors.items()} | self.extra)
+        refuse(self.path, (text for name in self.tensors for text in not_finite(name, state[name], name.startswith("target."))))
+        state._metadata = OrderedDict(self.versions)  # type: ignore[attr-defined]
+        with self.building():
+            module.load_state_dict(state)
+
+
+def read(path: str | Path, name: str | None = None, known: Collection[str] = (), trust: bool = False) -> Kept:
+    """Read what a Lightning checkpoint keeps of a Hypernet; its tensors are described and not read.
 
     Args:
         path: The checkpoint. Of what it holds beside tensors and plain values nothing is imported or run.
         name: The callback's `target`, if there were several.
-        changed: Options that shall be others.
-
-    Returns:
-        The options, the state dict without diversity losses, and what it had of plug-ins.
+        known: The options that there are.
+        trust: Read objects of other classes too, by their own code.
 
     Raises:
-        ValueError: If the checkpoint holds no such Hypernet or has an unknown format.
+        ArchiveError: If it is no whole checkpoint, holds no such Hypernet, or one of an unknown format or that is not whole.
     """
-    checkpoint = _load(path)
-    recipes = checkpoint.get(_KEY, {})
+    content = torch.load(path, map_location="cpu", weights_only=False) if trust else read_checkpoint(path)
+    problems: list[str] = []
+    recipes = plain(content.get(_KEY, {}), "its recipe", problems)
+    refuse(path, (problem for problem in problems if problem.endswith(ENDLESS)))
+    recipes = recipes if isinstance(recipes, dict) else {}
     name = next(iter(recipes), None) if name is None else name
-    if name not in recipes:
-        raise ValueError(
+    if name not in recipes or not isinstance(recipes[name], dict):
+        raise ArchiveError(
             f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)} (save_weights_only=True leaves them out)"
         )
     recipe = recipes[name]
     check_format(path, recipe)
-    prefix = recipe["prefix"]
-    whole = checkpoint["state_dict"]
-    state = OrderedDict(
-        (key.removeprefix(prefix), value)
-        for key, value in whole.items()
-        if key.startswith(prefix) and not key.startswith(f"{prefix}diversity.")
-    )
-    versions = getattr(whole, "_metadata", {})
-    state._metadata = OrderedDict(  # type: ignore[attr-defined]
-        (f"{key}.".removeprefix(prefix).rstrip("."), value) for key, value in versions.items() if f"{key}.".startswith(prefix)
-    )
-    for option in changed:
-        checkpoint["state_dict"][f"{prefix}_extra_state"]["options"].pop(option, None)
-    return recipe["options"], state, [tuple(need) for need in recipe["needs"]]
+    kinds = {"prefix": str, "options": dict, "needs": list, "tensors": dict}
+    problems += [f"{key} is {recipe.get(key)!r}" for key, kind in kinds.items() if not isinstance(recipe.get(key), kind)]
+    refuse(path, problems)
+    problems += [f"the option {option} is none of the Hypernet's" for option in sorted(set(recipe["options"]) - set(known))]
+    needs = [tuple(need) if isinstance(need, list) else () for need in recipe["needs"]]
+    if any(len(need) != 3 or not all(isinstance(text, str) for text in need) for need in needs):
+        problems.append(f"needs is {recipe['needs']!r}")
+    whole = content.get("state_dict")
+    names = {key: value for key, value in dict.items(whole) if isinstance(key, str)} if isinstance(whole, dict) else {}
+    state = _under(recipe["prefix"], names)
+    extra = {key: value for key, value in state.items() if not isinstance(value, (Stored, Tensor))}
+    tensors = {key: _stored(value) for key, value in state.items() if key not in extra}
+    problems += differing(tensors, recipe["tensors"], "what was saved")
+    versions = plain(getattr(whole, "_metadata", {}), "the versions", problems)
+    if not trust:
+        extra = {key: _read(plain(value, key, problems)) for key, value in extra.items()}
+    refuse(path, problems)
+    kept = {
+        f"{key}.".removeprefix(recipe["prefix"]).rstrip("."): value
+        for key, value in versions.items()
+        if f"{key}.".startswith(recipe["prefix"]) and isinstance(value, dict)
+    }
+    return Kept(path, recipe["options"], needs, tensors, extra, kept)
 
 
-class _Unknown:
-    """Takes the place of an object in a file whose class is not loaded; it holds nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Unknown:
-        return object.__new__(cls)
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    def __setitem__(self, *_: Any) -> None: ...
-
-    def append(self, _: Any) -> None:
-        """Take an entry."""
-
-    extend = add = append
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a state dict whose names have a prefix, by the rest of the name, without those of diversity losses."""
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in found.items() if not key.startswith("diversity.")}
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads tensors and plain values; whatever else a file names is neither imported nor called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What builds tensors and containers, or `_Unknown`."""
-        if module == "collections" and name in ("OrderedDict", "defaultdict"):
-            return getattr(collections, name)
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_tensor"):
-            return getattr(torch._utils, name)
-        found = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
-        if isinstance(found, torch.dtype) or found in (torch.Size, torch.device) or name.endswith("Storage"):
-            return found
-        return _Unknown
+def _stored(value: Stored | Tensor) -> Stored:
+    return value if isinstance(value, Stored) else Stored(tuple(value.shape), value.dtype, lambda: value)
 
 
-def _load(path: str | Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # objects among the hyperparameters, say
-        reader = types.SimpleNamespace(Unpickler=_Unpickler, load=pickle.load, __name__="pickle")
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-
-
-def check_format(path: str | Path, recipe: Mapping[str, Any]) -> None:
-    """See that a recipe, of a checkpoint or of an ensemble, has the present format.
-
-    Raises:
-        ValueError: If it has another.
-    """
-    if recipe.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the format {recipe.get('format')!r}, not {FORMAT}; read it with the version that wrote it"
-        )
+def _read(value: Any) -> Any:
+    """Plain values, their tensors read."""
+    if isinstance(value, Stored):
+        return value.read()
+    if isinstance(value, dict):
+        return {key: _read(entry) for key, entry in value.items()}
+    return [_read(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
-import json
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_hypernet.checkpoint import FORMAT, check_format
+from lightning_hypernet import folder as files
+from lightning_hypernet import recipe as recipes
+from lightning_hypernet.archive import ArchiveError, Stored, differing, listed, refuse
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor, is_followed
 from lightning_hypernet.target.joining import stack
+from lightning_hypernet.target.layout import check_batch_dim
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.networks import Networks
-from lightning_hypernet.target.reduction import Reduction, reduce_outputs
+from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 from lightning_hypernet.target.replicas import version_of
-
-_TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
 
 
 class _Signed:
@@ -255,8 +255,8 @@ class Ensemble(nn.Module):
         Raises:
             TypeError: If the recipe, or the options of the backend, are no plain values.
         """
+        recipes.check(recipe)
         content = {
-            "format": FORMAT,
             "members": len(self),
             "reduce": self.reduce,
             "execution": self.executor.choice,
@@ -267,66 +267,96 @@ class Ensemble(nn.Module):
             "batch_dim": self.executor.plans.batch_dim,
             "target": None if recipe is None else dict(recipe),
         }
-        text = json.dumps(content, indent=2)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.clone().contiguous() for name, value in self.state_dict().items()}, folder / _TENSORS)
-        (folder / _RECIPE).write_text(text)
+        state = self.state_dict()
+        odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if odd:
+            raise TypeError(f"{', '.join(odd)} of {type(self.target).__name__} is no tensor, and tensors alone are stored")
+        files.write(folder, content, {name: value.clone().contiguous() for name, value in state.items()})
 
     @classmethod
-    def load(cls, folder: str | Path, target: nn.Module | None = None, plugins: Sequence[object] = ()) -> Ensemble:
-        """Load what `save` stored.
+    def load(
+        cls, folder: str | Path, target: nn.Module | None = None, plugins: Sequence[object] = (), trust: bool = False
+    ) -> Ensemble:
+        """Load what `save` stored; all of it is checked first.
 
         Args:
             folder: The folder.
             target: A module built like the target; its weights do not matter. None: it is built from the recipe, which may name
-                `timm.create_model` or a class of modules.
+                `timm.create_model`, with plain arguments that lead to no file, or a class of modules that is loaded already.
             plugins: Plug-ins beside the installed ones, if one of them brought the backend.
+            trust: Import whatever the recipe names, and let timm read what it names: for folders of your own alone.
 
         Raises:
-            ValueError: If there is neither a target nor a recipe, the tensors do not fit the target, or the format is another.
+            ValueError: If there is neither a target nor a recipe, the tensors are not whole or do not fit the target, or the
+                format is another; the message lists all that is wrong.
         """
-        content = json.loads((Path(folder) / _RECIPE).read_text())
-        check_format(folder, content)
+        content, tensors = files.read(folder)
         if target is None:
             if content["target"] is None:
                 raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")
-            target = _build(content["target"])
-        tensors = load_file(Path(folder) / _TENSORS)
-        groups: dict[str, dict[str, Tensor]] = {"weights": {}, "statistics": {}, "target": {}}
-        for name, value in tensors.items():
+            numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+            target = _built(folder, content["target"], numbers, trust, tensors)
+        groups: dict[str, dict[str, Stored]] = {"weights": {}, "statistics": {}, "target": {}, "stored": {}}
+        for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
-            if group in groups:
-                groups[group][rest.replace("/", ".") if group != "target" else rest] = value
-        shapes = {name: tuple(value.shape) for name, value in target.named_parameters(remove_duplicate=False)}
-        problems = [
-            f"{name} is {tuple(value.shape[1:])} here and {shapes.get(name, 'absent')} there"
-            for name, value in groups["weights"].items()
-            if shapes.get(name) != value.shape[1:]
-        ]
-        if problems:
-            raise ValueError(f"{type(target).__name__} is not the target that was saved: {'; '.join(problems)}")
+            groups.setdefault(group, {})[rest if group == "target" else rest.replace("/", ".")] = tensor
+        refuse(folder, _misfits(content, groups, target))
         execution = content["execution"]
-        executor = Executor(target, content["aliases"], Plugins(plugins).backend(execution), execution, content["batch_dim"])
+        try:
+            check_reduction(content["reduce"])
+            check_batch_dim(content["batch_dim"])
+            backend = Plugins(plugins).backend(execution)
+        except (TypeError, ValueError) as error:
+            raise ArchiveError(f"{folder} can't be loaded: {error}") from error
+        executor = Executor(target, content["aliases"], backend, execution, content["batch_dim"])
+        kept = {name: value for name, value in executor.target.state_dict().items() if isinstance(value, Tensor)}
+        refuse(folder, differing(groups["target"], listed(kept), type(target).__name__))
+        read = {group: {name: tensor.read() for name, tensor in some.items()} for group, some in groups.items()}
         executor.statistics.frozen = content["frozen"]
         executor.choices = Choices(content["choices"])
         executor.feed = Feed(content["feed"])
-        executor.statistics.expect(groups["statistics"])
-        executor.target.load_state_dict(groups["target"])
-        return cls(
-            executor,
-            groups["weights"],
-            groups["statistics"],
-            Latents(tensors["stored.z"], tensors["stored.component"].long(), tensors["stored.context"]),
-            content["reduce"],
-        )
+        executor.statistics.expect(read["statistics"])
+        executor.target.load_state_dict(read["target"])
+        stored = read["stored"]
+        latents = Latents(stored["z"], stored["component"].long(), stored["context"])
+        return cls(executor, read["weights"], read["statistics"], latents, content["reduce"])
 
 
-def _build(recipe: Mapping[str, Any]) -> nn.Module:
-    path, _, name = recipe["class_path"].rpartition(".")
-    maker = getattr(importlib.import_module(path), name)
-    if recipe["class_path"] != "timm.create_model" and not (isinstance(maker, type) and issubclass(maker, nn.Module)):
-        raise ValueError(f"a recipe names timm.create_model or a class of modules, not {recipe['class_path']}")
-    module = maker(**recipe.get("init_args", {}))
-    assert isinstance(module, nn.Module)
-    return module
+def _built(folder: str | Path, recipe: Any, numbers: int, trust: bool, tensors: Mapping[str, Stored]) -> nn.Module:
+    """The module of a recipe, in the type of the weights."""
+    try:
+        module = recipes.build(recipe, numbers, trust)
+    except ValueError as error:
+        raise ArchiveError(f"{folder} can't be loaded: {error}") from error
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith("weights.")}
+    return module.to(dtypes.pop()) if len(dtypes) == 1 else module
+
+
+def _misfits(content: Mapping[str, Any], groups: Mapping[str, Mapping[str, Stored]], target: nn.Module) -> Iterator[str]:
+    """How a folder differs from a target, in words."""
+    whose = type(target).__name__
+    parameters = dict(target.named_parameters(remove_duplicate=False))
+    aliases, members = content["aliases"], content["members"]
+    named = [name for names in aliases.values() if isinstance(names, list) for name in names]
+    wanted = {name: [listed(parameters).get(name, ["nothing"])[0], members, *parameters[name].shape]
+              for name in aliases if name in parameters}  # fmt: skip
+    yield from differing(groups["weights"], wanted, f"{members} networks of {whose}")
+    yield from (f"{name!r} of aliases is no parameter of {whose}" for name in named if name not in {*parameters, *aliases})
+    yield from (f"{name} of {whose} is missing" for name in parameters if name not in {*named, *groups["target"]})
+    buffers = dict(target.named_buffers())
+    for name, tensor in groups["statistics"].items():
+        if name not in buffers:
+            yield f"statistics.{name} is no buffer of {whose}"
+        elif tensor.shape[1:] != buffers[name].shape and isinstance(target.get_submodule(name.rpartition(".")[0]), _NormBase):
+            yield f"statistics.{name} is {tensor.shape[1:]} here and {tuple(buffers[name].shape)} in {whose}"
+    modules = dict(target.named_modules())
+    yield from (f"{path!r} of frozen is no module of {whose}" for path in content["frozen"] if path not in modules)
+    stored = {name: tensor.shape for name, tensor in groups["stored"].items()}
+    if set(stored) != {"z", "component", "context"} or [len(shape) for shape in stored.values()].count(2) != 2:
+        yield f"the latents are {stored}"
+    if set(groups) - {"weights", "statistics", "target", "stored"}:
+        yield f"{', '.join(sorted(set(groups) - {'weights', 'statistics', 'target', 'stored'}))} is unknown"
+    if not all(isinstance(one, dict) and isinstance(one.get("backend"), str) for one in content["choices"].values()):
+        yield f"choices is {content['choices']!r}"
+    if not (content["feed"] is None or isinstance(content["feed"], dict)):
+        yield f"feed is {content['feed']!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hypernet import checkpoint
+from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import check_counts
+from lightning_hypernet.sampler import check_counts, config_of
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -222,29 +224,40 @@ class Hypernet(StepSampler):
         plugins: Sequence[object] = (),
         loader: Iterable[Any] | None = None,
         inputs: Callable[[Any], Any] | None = None,
+        trust: bool = False,
         **changes: Any,
     ) -> Hypernet:
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
         Args:
-            path: The checkpoint; read with ``weights_only=True``.
+            path: The checkpoint. Nothing of it but tensors and plain values is read, whatever else it holds, and all of that is
+                checked before anything is built.
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
             plugins: Plug-ins that were passed to the callback.
             loader: Training data from which the norm statistics of new networks are estimated, as in `update_statistics`;
                 without it only the members have some.
             inputs: What the target is called with of a batch of the loader, as in `update_statistics`.
+            trust: Read the checkpoint with pickle, which runs code that it names: for files of your own alone.
             changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
 
         Raises:
-            ValueError: If the checkpoint holds no such Hypernet, or needs a plug-in that is not there.
+            ValueError: If the checkpoint is not whole, holds no such Hypernet or none of this target, or needs a plug-in that
+                is not there; the message lists all that is wrong.
         """
-        options, state, needs = checkpoint.read(path, name, changes)
-        lacking = Plugins(plugins).lacking(need for need in needs if need[0] not in changes)
+        _check_target(target)
+        known = [option for option in inspect.signature(cls).parameters if option not in ("target", "plugins")]
+        kept = checkpoint.read(path, name, known, trust)
+        lacking = Plugins(plugins).lacking(need for need in kept.needs if need[0] not in changes)
         if lacking:
             raise ValueError(f"{path} needs {'; '.join(lacking)}")
-        hypernet = cls(target, plugins=plugins, **{**options, **changes})
-        hypernet.load_state_dict(state)
+        refuse(path, _exceeding(kept.options, kept.tensors))
+        with kept.building():
+            least = config_of(kept.options.get("generator"), Plugins(plugins)).least(kept.options["latent_dim"])
+            if kept.options["distribution"] == "generator" and least > kept.numbers:
+                raise ValueError(f"its generator asks for {least:,} numbers and more, where there are {kept.numbers:,}")
+            hypernet = cls(target, plugins=plugins, **{**kept.options, **changes})
+        kept.load_into(hypernet, changes)
         if loader is not None:
             hypernet.update_statistics(loader, inputs=inputs)
         return hypernet.eval()
@@ -255,8 +268,32 @@ def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: A
     return bool(arguments.tensors) and not packed
 
 
+def _exceeding(options: Mapping[str, Any], tensors: Mapping[str, Stored]) -> list[str]:
+    """Options that ask for more than the file holds, in words."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    counts = [options.get(name) for name in ("members", "latent_dim", "context_dim", "components")]
+    members, latent_dim, context_dim, components = (one if isinstance(one, int) else -1 for one in counts)
+    wanted = {"z": (members, latent_dim), "component": (members,), "context": (members, context_dim)}
+    problems = [
+        f"members.stored.{name} is {shapes.get(f'members.stored.{name}', 'missing')}, and {shape} of the options"
+        for name, shape in wanted.items()
+        if shapes.get(f"members.stored.{name}") != shape
+    ]
+    codes = shapes.get("generator.mean_codes")
+    if codes is not None and codes[:1] != (components,):
+        problems.append(f"generator.mean_codes is {codes}, of {codes[0] if codes else 0} components, not {components}")
+    return problems
+
+
 def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str, int]) -> None:
     check_counts(context_dim, counts)
     check_reduction(reduce)
+    _check_target(target)
+
+
+def _check_target(target: Any) -> None:
+    if not isinstance(target, nn.Module):
+        what = f"the class {target.__name__}: make an instance" if isinstance(target, type) else repr(target)
+        raise TypeError(f"the target must be a module, not {what}")
     if isinstance(target, Hypernet):
         raise TypeError("the target is a Hypernet already; wrap the module that it was made from")

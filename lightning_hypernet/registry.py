@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -59,11 +59,10 @@ class Registry(Generic[_T]):
             ValueError: If there is none; the message suggests the nearest name.
         """
         if not isinstance(name, str) or name not in self._things:
-            near = difflib.get_close_matches(str(name), self._things, 1)
-            guess = f"; did you mean {near[0]!r}?" if near else ";"
+            there = ", ".join(sorted(self)) or "none"
             raise ValueError(
-                f"unknown {self.kind} {name!r}{guess} there are {', '.join(sorted(self)) or 'none'}; a plug-in that brings it "
-                f"may be missing{self.remark}"
+                f"unknown {self.kind} {name!r}{guess(name, self) or ';'} there are {there}; a plug-in that brings it may be "
+                f"missing{self.remark}"
             )
         return self._things[name]
 
@@ -86,6 +85,12 @@ class Registry(Generic[_T]):
                 f"a {self.kind} is chosen by its name, or by a mapping with a 'name' and options, not by {choice!r}"
             )
         return self.find(name), options
+
+
+def guess(name: Any, names: Iterable[str]) -> str:
+    """A question for the nearest of some names, to be put behind one that is unknown; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def made(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **options: Any) -> Any:

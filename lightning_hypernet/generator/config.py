@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -122,6 +123,17 @@ class GeneratorConfig:
     def compact(cls) -> GeneratorConfig:
         """A generator that is smaller than most targets: matrix extractor, narrow weight generators."""
         return cls(start="mean_code", code_size=8, hidden=(32,), extractor="matrix", extractor_hidden=(64, 64))
+
+    def least(self, latent_dim: int) -> int:
+        """How many numbers the largest matrix between two layers of the built-in generator has at least."""
+        named = self.extractor if isinstance(self.extractor, str) else self.extractor.get("name")
+        nested = [entry for entry in self.hidden if not isinstance(entry, int)]
+        hidden = nested or [[width for width in self.hidden if isinstance(width, int)]]
+        chains = [[self.code_size, *widths] for widths in hidden]
+        if named in ("mlp", "matrix"):
+            chains.append([latent_dim, *self.extractor_hidden])
+        pairs = [one * other for chain in chains for one, other in itertools.pairwise(chain)]
+        return max([self.code_size, self.rank**2 if named == "matrix" else 1, *pairs])
 
     def widths(self, bank: int, banks: int) -> tuple[int, ...]:
         """Hidden widths of the weight generator of one bank, checked against the number of banks."""

@@ -45,9 +45,8 @@ class GeneratorConfig:
                                                     rate of the plain target fits          with the same deviation
     ``"mean_code"``    the same                     generated from the code; means only    mean codes
                                                     where a bank is a single filter
-    ``"pretrained"``   the same                     the target's own, plus what is         mean codes; mean weights all start
-                                                    generated, in units of the target's    from the target's own
-                                                    deviation
+    ``"pretrained"``   the same                     as above, but so that the mean of all  mean codes; mean weights all start
+                                                    networks is the target itself          from the target's own
     ``"paper"``        what z gives                 generated from the code; every matrix  nothing, so there is one
                                                     starts at a tenth of the usual size
     ================== ============================ ====================================== ================================

@@ -14,6 +14,7 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.generator.layers import Norm, rows_of
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.registry import made
+from lightning_hypernet.target.modes import evaluating
 
 
 class Generator(WeightDistribution):
@@ -25,9 +26,9 @@ class Generator(WeightDistribution):
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
         | https://arxiv.org/abs/1905.02898
 
-    In training, the gradient of what every component has of its own, mean codes and offsets, is multiplied by the number of
-    components: in a loss that is the mean over S networks the share of a component shrinks with that number, and so the
-    learning rate and the weight decay of one network fit every component.
+    In training, the gradient of what every component has of its own, mean codes and mean weights, is multiplied by the
+    number of components: in a loss that is the mean over S networks the share of a component shrinks with that number, and
+    so the learning rate and the weight decay of one network fit every component.
 
     Args:
         setting: What the generator is made for, and of; batch norms take their first running statistics from its first latents.
@@ -49,13 +50,16 @@ class Generator(WeightDistribution):
         self.mean_codes = (
             None if config.start == "paper" else nn.Parameter(torch.randn(components, banks.filters, config.code_size))
         )
-        filters = banks.flatten({name: value.detach()[None].float() for name, value in initial.items()})
+        exact = torch.promote_types(next(iter(dtypes)), torch.float32)
+        filters = banks.flatten({name: value.detach()[None].to(exact) for name, value in initial.items()})
         self.weight_generators = nn.ModuleList(
             WeightGenerator(bank, values, config.widths(index, len(banks)), components, config)
             for index, (bank, values) in enumerate(zip(banks, filters, strict=True))
         )
         self.conditioner = Conditioner(setting.context_dim, banks) if setting.context_dim else None
         self._warm_up(setting.first)
+        if config.start == "pretrained":
+            self._keep_means(setting.first.to(next(self.parameters())), filters)
         self.to(dtypes.pop())
 
     @torch.no_grad()
@@ -71,6 +75,16 @@ class Generator(WeightDistribution):
             weight_generator.hidden(code)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+    @torch.no_grad()
+    def _keep_means(self, first: Latents, filters: Sequence[Tensor]) -> None:
+        """Let the mean network of every component be the target itself."""
+        with evaluating(self):
+            for component in range(self.components):
+                codes = self.codes(replace(first, component=torch.full_like(first.component, component)))
+                for weight_generator, code, own in zip(self.weight_generators, codes, filters, strict=True):
+                    assert isinstance(weight_generator, WeightGenerator)
+                    weight_generator.keep_mean(code, component, own[0])
 
     @property
     def _own_gradient(self) -> float:

@@ -19,12 +19,12 @@ _CONSTANT_SCALE = 0.02
 class WeightGenerator(nn.Module):
     r"""A network code -> filter, shared by all filters of a bank.
 
-    .. math:: w = c + s (o_k + g \cdot \mathrm{raw}(\mathrm{code}))
+    .. math:: w = c + s \cdot \mathrm{raw}(\mathrm{code}) \quad\text{or}\quad w = m_k + g s \cdot \mathrm{raw}(\mathrm{code})
 
-    c and s are constants per number of a filter, taken from the target's own initial values, so that a sampled network
-    starts with the statistics of a fresh target and one optimizer step moves every layer by the same share of its size.
-    The trained offset o of component k exists for banks of one filter, and for all banks that start from mean or
-    pretrained weights; without it o = 0 and g = 1. Mean weights are kept as s o.
+    c and s are the mean and the deviation of the target's own values, constants per number of a filter, so that a sampled
+    network starts with the statistics of a fresh target. The trained mean weights m of component k exist for banks of one
+    filter, and for all banks that start from mean or pretrained weights. They are in the target's own units: an optimizer moves
+    and decays them as it does the plain target, and with g = 0 they are all there is.
 
     Args:
         bank: The bank.
@@ -43,41 +43,56 @@ class WeightGenerator(nn.Module):
         super().__init__()
         self.hidden = Hidden(config.code_size, widths, config)
         self.head = linear(self.hidden.outputs, bank.filter_size, config, activated=False)
-        center, scale = _statistics(bank, initial, 0.0 if config.start == "mean_weights" else _CONSTANT_SCALE)
+        anchored = config.start in ("mean_weights", "pretrained") or (config.start == "mean_code" and bank.filters == 1)
+        center, scale = _statistics(bank, initial, 0.0 if anchored else _CONSTANT_SCALE)
         if config.start == "paper":
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        anchored = config.start in ("mean_weights", "pretrained") or (config.start == "mean_code" and bank.filters == 1)
         self.gain = config.gain if anchored else 1.0
-        self.relative = config.start != "mean_weights"
-        self.offset: nn.Parameter | None = None
+        self.means: nn.Parameter | None = None
         if anchored:
-            offset = ((initial - center) / scale).repeat(components, 1, 1)
+            means = initial.repeat(components, 1, 1)
             if config.start != "pretrained":
+                rest = math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the other part of the variance
+                means += (rest - 1) * (means - center)
                 if not bank.bare:
-                    offset[1:] = torch.randn_like(offset[1:]) * offset[:1].std(correction=0)
-                offset *= math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the rest of the variance
-            self.offset = nn.Parameter(offset if self.relative else self.scale * offset)
+                    std = ((initial - center) / scale).std(correction=0)
+                    means[1:] = center + rest * scale * std * torch.randn_like(means[1:])
+            self.means = nn.Parameter(means)
+
+    @torch.no_grad()
+    def keep_mean(self, codes: Tensor, component: int, mean: Tensor) -> None:
+        """Move the mean weights of a component so that the mean over codes is another.
+
+        Args:
+            codes: ``(S, filters, code_size)``.
+            component: The component.
+            mean: ``(filters, filter_size)``.
+        """
+        assert self.means is not None
+        raw = F.linear(self.hidden(codes).mean(0), self.head.weight, self.head.bias)
+        self.means[component] = mean - self.gain * self.scale * raw
 
     def forward(self, codes: Tensor, components: Tensor, own_gradient: float = 1.0) -> Tensor:
         """Generate filters.
 
         Args:
             codes: ``(S, filters, code_size)``.
-            components: ``(S,)``, which offset each sample takes.
-            own_gradient: What the gradient of the offsets is multiplied by.
+            components: ``(S,)``, whose mean weights each sample takes.
+            own_gradient: What the gradient of the mean weights is multiplied by.
 
         Returns:
             ``(S, filters, filter_size)``.
         """
         scale = self.scale * self.gain
-        center = self.center if self.head.bias is None else self.center + scale * self.head.bias
-        filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], center)
-        if self.offset is None:
-            return filters
-        offset = rows_of(self.offset, components, own_gradient)
-        return filters + (self.scale * offset if self.relative else offset)
+        shift = None if self.head.bias is None else scale * self.head.bias
+        if self.means is None:
+            return F.linear(
+                self.hidden(codes), self.head.weight * scale[:, None], self.center if shift is None else self.center + shift
+            )
+        filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], shift)
+        return filters + rows_of(self.means, components, own_gradient)
 
 
 def _statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from lightning_hypernet.target.layout import BatchDim, laid_out
 InputsOf = Callable[[Any], Any]
 """Gives what a target is called with of a batch: a tuple of arguments, a mapping of keyword arguments, or the one argument."""
 _LITERALS = (type(None), bool, int, float, str)
+_DEEPEST = 8
 
 
 class Feed:
@@ -101,18 +102,29 @@ class Feed:
                 return tuple(_at(batch, one) for one in self.seen["args"]), {
                     key: _at(batch, one) for key, one in self.seen["kwargs"].items()
                 }
-            except (KeyError, IndexError, TypeError):
+            except (AttributeError, KeyError, IndexError, TypeError):
                 pass  # another loader, whose batches look otherwise
         return call_of(target, batch)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Every object of a batch, by its identity, and the keys that lead to it."""
+    """Every object of a batch, by its identity, and the keys that lead to it; ``{"name": text}`` is an attribute."""
     yield id(value), path
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
-    for key, entry in entries:
+    for key, entry in _entries(value) if len(path) < _DEEPEST else ():
         if not isinstance(entry, _LITERALS):
             yield from _places(entry, (*path, key))
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, (tuple, list)):
+        return enumerate(value)
+    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+        return ()
+    keys = value.keys() if callable(getattr(value, "keys", None)) else ()  # as graphs of torch_geometric have
+    names = [name for name in (*vars(value), *keys) if isinstance(name, str) and not name.startswith("_")]
+    return [({"name": name}, getattr(value, name, None)) for name in dict.fromkeys(names)]
 
 
 def _found(value: Any, places: Mapping[int, tuple[Any, ...]]) -> dict[str, Any] | None:
@@ -125,6 +137,9 @@ def _at(batch: Any, place: Mapping[str, Any]) -> Any:
     if "value" in place:
         return place["value"]
     for key in place["path"]:
+        if isinstance(key, Mapping) and not str(key["name"]).startswith("_"):
+            batch = getattr(batch, key["name"])
+            continue
         if not isinstance(batch, (Mapping, tuple, list)):
             raise TypeError(f"a {type(batch).__name__} has no entry {key!r} of its own")
         batch = batch[key]

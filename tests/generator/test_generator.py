@@ -63,7 +63,7 @@ def test_the_papers_start_has_a_tenth_of_the_usual_size():
     assert weight.std().item() * 300**0.5 == pytest.approx(0.088, abs=0.002)
     assert weight.abs().max().item() * 300**0.5 <= 0.2 + 1e-6
     assert hypernet.generator.mean_codes is None
-    assert all(generator.offset is None for generator in hypernet.generator.weight_generators)
+    assert all(generator.means is None for generator in hypernet.generator.weight_generators)
 
 
 def statistics(target, hypernet, n=200):
@@ -103,7 +103,7 @@ def test_mean_weights_learn_as_the_targets_own_parameters_would():
         assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
     upstream = {name: torch.randn_like(value) for name, value in weights.items()}
     loss = sum((weights[name] * value).sum() for name, value in upstream.items())
-    offsets = [weight_generator.offset for weight_generator in generator.weight_generators]
+    offsets = [weight_generator.means for weight_generator in generator.weight_generators]
     gradients = torch.autograd.grad(loss, offsets)
     for gradient, expected in zip(gradients, hypernet.banks.flatten(upstream), strict=True):
         torch.testing.assert_close(gradient[components], expected)
@@ -117,7 +117,7 @@ def test_components_learn_at_the_rate_and_decay_of_one_network():
         loss = nn.functional.cross_entropy(hypernet(inputs), targets)
         population = hypernet.population
     networks = [{name: value.detach()[i].clone() for name, value in population.weights.items()} for i in range(4)]
-    offsets = [weight_generator.offset for weight_generator in hypernet.generator.weight_generators]
+    offsets = [weight_generator.means for weight_generator in hypernet.generator.weight_generators]
     before = [offset.detach().clone() for offset in offsets]
     optimizer = torch.optim.SGD(offsets, 0.05, weight_decay=5e-4)
     loss.backward()
@@ -135,7 +135,7 @@ def test_components_learn_at_the_rate_and_decay_of_one_network():
 def test_gradients_outside_of_training_are_those_of_the_function():
     torch.manual_seed(0)
     hypernet = Hypernet(lenet().double(), components=3)
-    offset = hypernet.generator.weight_generators[0].offset
+    offset = hypernet.generator.weight_generators[0].means
     latents = torch.randn(1, 64).double()
     (gradient,) = torch.autograd.grad(
         hypernet.decode(Latents(latents, torch.full((len(latents),), 2))).vectors.square().sum(), offset

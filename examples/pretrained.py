@@ -6,23 +6,33 @@ Prints accuracy and negative log-likelihood of the network trained on and of an 
 
 import argparse
 import copy
+import logging
 import time
 import warnings
 
 import pytorch_lightning as pl
 import torch
-from digits import Classifier, load, score, train
+from digits import BATCH, Classifier, load, score
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import HypernetCallback
+
+
+def train(module: Classifier, data: TensorDataset, epochs: int, callbacks: list[pl.Callback]) -> None:
+    """Fit the module, and show nothing."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=callbacks, **quiet)
+    trainer.fit(module, DataLoader(data, BATCH, shuffle=True, drop_last=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--before", type=int, default=40, help="epochs of the network before")
+    parser.add_argument("--before", type=int, default=150, help="epochs of the network before")
     parser.add_argument("--epochs", type=int, default=8, help="epochs for which it is trained on")
     parser.add_argument("--lr", type=float, default=3e-3)
     options = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*(num_workers|does not have many workers).*")
     data, images, labels = load()
     for seed in options.seeds:
@@ -33,7 +43,7 @@ def main() -> None:
         for name in ("network", "ensemble"):
             pl.seed_everything(seed, verbose=False)
             module = copy.deepcopy(before)
-            callback = HypernetCallback(preset="pretrained")
+            callback = HypernetCallback(generator="pretrained")
             start = time.perf_counter()
             train(module, data, options.epochs, [callback] if name == "ensemble" else [])
             seconds[name] = time.perf_counter() - start

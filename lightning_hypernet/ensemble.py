@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.choice import Choices
-from lightning_hypernet.target.execution import Executor, is_followed
+from lightning_hypernet.target.execution import Executor, copied_with_target, is_followed
 from lightning_hypernet.target.joining import stack
 from lightning_hypernet.target.layout import check_batch_dim
 from lightning_hypernet.target.loaders import Feed
@@ -110,6 +111,9 @@ class Ensemble(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the networks, which are set up anew."""
         return {**self.__dict__, "_made": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copied_with_target(self, memo)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.executor.replicas.clear()
@@ -316,7 +320,9 @@ class Ensemble(nn.Module):
         executor.choices = Choices(content["choices"])
         executor.feed = Feed(content["feed"])
         executor.statistics.expect(read["statistics"])
-        executor.target.load_state_dict(read["target"])
+        own = OrderedDict(read["target"])
+        own._metadata = executor.target.state_dict()._metadata  # type: ignore[attr-defined]
+        executor.target.load_state_dict(own)
         stored = read["stored"]
         latents = Latents(stored["z"], stored["component"].long(), stored["context"])
         return cls(executor, read["weights"], read["statistics"], latents, content["reduce"])

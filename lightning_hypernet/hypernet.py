@@ -20,7 +20,7 @@ from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import check_counts, config_of
+from lightning_hypernet.sampler import config_of, counts_of
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -30,6 +30,8 @@ from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
 from lightning_hypernet.target.layout import BatchDim, check_batch_dim
 from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
+
+_COUNTED = ("latent_dim", "context_dim", "components", "samples", "members")
 
 
 class Hypernet(StepSampler):
@@ -115,8 +117,11 @@ class Hypernet(StepSampler):
         structure: Structure | Mapping[str, Any] | None = None,
         batch_dim: BatchDim = None,
     ) -> None:
-        counts = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
-        _check(target, reduce, context_dim, counts)
+        given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
+        counts = counts_of({**given, "context_dim": context_dim})
+        latent_dim, context_dim, components, samples, members = (counts[name] for name in _COUNTED)
+        check_reduction(reduce)
+        check_target(target)
         check_batch_dim(batch_dim)
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
@@ -245,7 +250,7 @@ class Hypernet(StepSampler):
             ValueError: If the checkpoint is not whole, holds no such Hypernet or none of this target, or needs a plug-in that
                 is not there; the message lists all that is wrong.
         """
-        _check_target(target)
+        check_target(target)
         known = [option for option in inspect.signature(cls).parameters if option not in ("target", "plugins")]
         kept = checkpoint.read(path, name, known, trust)
         lacking = Plugins(plugins).lacking(need for need in kept.needs if need[0] not in changes)
@@ -285,13 +290,12 @@ def _exceeding(options: Mapping[str, Any], tensors: Mapping[str, Stored]) -> lis
     return problems
 
 
-def _check(target: nn.Module, reduce: Any, context_dim: int, counts: Mapping[str, int]) -> None:
-    check_counts(context_dim, counts)
-    check_reduction(reduce)
-    _check_target(target)
+def check_target(target: Any) -> None:
+    """See that a target is a module, and no Hypernet.
 
-
-def _check_target(target: Any) -> None:
+    Raises:
+        TypeError: If it is not.
+    """
     if not isinstance(target, nn.Module):
         what = f"the class {target.__name__}: make an instance" if isinstance(target, type) else repr(target)
         raise TypeError(f"the target must be a module, not {what}")

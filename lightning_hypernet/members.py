@@ -204,7 +204,8 @@ class Members(nn.Module):
         Raises:
             RuntimeError: If the members have statistics from a file, and there are no inputs to estimate others from.
         """
-        if executor.statistics and (batches is not None or not population.buffers):
+        known = executor.statistics.possible if batches is not None else bool(executor.statistics)
+        if known and (batches is not None or not population.buffers):
             if batches is None and not self.recent:
                 if self.estimated >= 1:
                     raise RuntimeError(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_hypernet.registry import guess
+from lightning_hypernet.values import guess
 
 _TIMM = "timm.create_model"
 _SLACK = 1 << 26

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
+
+from lightning_hypernet.values import guess, read_options
 
 _T = TypeVar("_T")
 
@@ -87,20 +88,15 @@ class Registry(Generic[_T]):
         return self.find(name), options
 
 
-def guess(name: Any, names: Iterable[str]) -> str:
-    """A question for the nearest of some names, to be put behind one that is unknown; empty if none is near."""
-    near = difflib.get_close_matches(str(name), list(names), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def made(kind: str, name: Any, make: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     """Make a thing with its options.
 
     Raises:
         TypeError: If it does not take them; the message names it.
     """
+    check_options(kind, name, make, *args, **options)
     try:
-        return make(*args, **options)
+        return make(*args, **read_options(make, options))
     except TypeError as error:
         raise TypeError(f"the {kind} {name!r} does not take these options: {error}") from error
 
@@ -109,9 +105,22 @@ def check_options(kind: str, name: Any, make: Callable[..., Any], /, *args: Any,
     """See that a thing can be made with its options.
 
     Raises:
-        TypeError: If it does not take them; the message names it.
+        TypeError: If it does not take them; the message names it, and the nearest option.
     """
+    name = name.get("name", name) if isinstance(name, Mapping) else name
     try:
-        inspect.signature(make).bind(*args, **options)
+        signature = inspect.signature(make)
+    except ValueError:  # of what is not written in Python
+        return
+    try:
+        signature.bind(*args, **options)
     except TypeError as error:
-        raise TypeError(f"the {kind} {name!r} does not take these options: {error}") from error
+        known = [
+            one.name
+            for one in list(signature.parameters.values())[len(args) :]
+            if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        ]
+        asked = "".join(guess(option, known) for option in options if option not in known)
+        raise TypeError(
+            f"the {kind} {name!r} does not take these options: {error}{asked or ';'} there are {', '.join(known) or 'none'}"
+        ) from error

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import chain
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,17 +21,20 @@ from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
 from lightning_hypernet.symmetry.gauge import Gauge, own_scales
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.choice import Choices
-from lightning_hypernet.target.execution import Executor
+from lightning_hypernet.target.execution import Executor, copied_with_target
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
 from lightning_hypernet.target.layout import BatchDim, check_batch_dim, laid_out
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.reduction import check_reduction
+from lightning_hypernet.values import texts, unknown, whole
 
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _FIRST_LATENTS = 64
+_COUNTS = {"latent_dim": 1, "context_dim": 0, "components": 1, "samples": 1, "members": 1}
+"""The counts among the options, and the least that each may be."""
 _SOMEWHERE = torch.zeros(())
 SHAPING = ("latent_dim", "context_dim", "components", "members", "prior", "distribution", "generator")
 """Options on which the names and shapes of tensors depend."""
@@ -90,7 +92,7 @@ class Sampler(StandIn):
         known = Structure(**structure) if isinstance(structure, Mapping) else structure
         examples = _examples(target, example_inputs, batch_dim)
         symmetries = SymmetriesOnDemand(target, examples, known, guessed=example_inputs is None)
-        wanted, unwanted = ((names,) if isinstance(names, str) else names for names in (generate, exclude))
+        wanted, unwanted = texts("generate", generate), texts("exclude", exclude)
         self.banks = find_filters(target, found.rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure)
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
@@ -109,6 +111,9 @@ class Sampler(StandIn):
         shown = symmetries.structure and asdict(symmetries.structure)
         taken = {"batch_dim": batch_dim, "generate": ["*"], "exclude": list(self.banks.ordinary), "structure": shown}
         self.options = {**plain_options({**counts, **given}, found), **checkpoint.recorded(taken)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copied_with_target(self, memo)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that plain training would not decay, for timm's `create_optimizer_v2` and grouping of your own.
@@ -166,7 +171,7 @@ class Sampler(StandIn):
         latents = self.prior.draw(n, component).to(self._reference)
         if context is None:
             context = latents.z.new_zeros(self.context_dim)
-        context = torch.as_tensor(context).to(latents.z)
+        context = as_numbers("the context", context).to(latents.z)
         if context.shape not in ((self.context_dim,), (n, self.context_dim)):
             raise ValueError(
                 f"the context must be ({self.context_dim},) or ({n}, {self.context_dim}), not {tuple(context.shape)}; "
@@ -186,6 +191,8 @@ class Sampler(StandIn):
         Raises:
             ValueError: If the latents or their condition have another shape, or a component does not exist.
         """
+        if not isinstance(latents, (Tensor, Latents)):
+            raise TypeError(f"networks are made of Latents or of a tensor z, not of a {type(latents).__name__}")
         if isinstance(latents, Tensor):
             latents = Latents(latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device))
         z, component = latents.z, latents.component
@@ -193,6 +200,8 @@ class Sampler(StandIn):
             raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
         if component.min() < 0 or component.max() >= self.components:
             raise ValueError(f"components must lie in 0 to {self.components - 1}, not {component.unique().tolist()}")
+        if not z.is_floating_point() or not bool(z.isfinite().all()):
+            raise ValueError(f"latents must be finite real numbers, and these {z.dtype} hold others")
         context = z.new_zeros(len(z), self.context_dim) if latents.context is None else latents.context
         if context.shape != (len(z), self.context_dim):
             raise ValueError(f"conditions must be ({len(z)}, {self.context_dim}), not {tuple(context.shape)}: see context_dim")
@@ -230,9 +239,7 @@ class Sampler(StandIn):
         Raises:
             ValueError: If n is not positive, the component does not exist or the condition has another shape.
         """
-        if n < 1:
-            raise ValueError(f"n must be 1 or more, not {n!r}")
-        return self.decode(self.draw(n, component, context))
+        return self.decode(self.draw(whole("n", n), component, context))
 
     def _network(self) -> nn.Module:
         """One network, in training mode but for its frozen norm layers, to read symmetries with."""
@@ -241,18 +248,34 @@ class Sampler(StandIn):
         return self.executor.statistics.frozen_in(network.train())
 
 
+def as_numbers(name: str, value: Any) -> Tensor:
+    """Numbers as a tensor.
+
+    Raises:
+        TypeError: If they are none.
+        ValueError: If one is NaN or infinite.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers, not {value!r}") from error
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} must be finite, and holds NaN or infinite numbers")
+    return tensor
+
+
 def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> GeneratorConfig:
     """The configuration that an argument stands for: itself, the name of a preset, or fields beside a ``preset``."""
     if isinstance(generator, GeneratorConfig):
         return generator
-    given = {"preset": generator} if isinstance(generator, str) else generator or {}
+    given = {"preset": generator} if isinstance(generator, str) else {} if generator is None else generator
     if not isinstance(given, Mapping):
         raise TypeError(f"generator must be the name of a preset, a mapping or a GeneratorConfig, not {generator!r}")
     given = dict(given)
     preset = plugins.generators.find(given.pop("preset", "default"))
-    unknown = sorted({*given, *preset} - {field.name for field in fields(GeneratorConfig)})
-    if unknown:
-        raise TypeError(f"GeneratorConfig has no fields {', '.join(unknown)}")
+    wrong = unknown("generator", {*given, *preset}, [*(field.name for field in fields(GeneratorConfig)), "preset"])
+    if wrong:
+        raise TypeError(wrong)
     return replace(GeneratorConfig(**preset), **given)
 
 
@@ -266,21 +289,22 @@ def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any
     return checkpoint.recorded(chosen)
 
 
-def check_counts(context_dim: Any, counts: Mapping[str, Any]) -> None:
-    """See that counts are whole numbers in their range.
+def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
+    """The counts among the options of a Hypernet, read as whole numbers.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If one is none, or out of range.
     """
-    problems = [f"{name} must be 1 or more, not {value!r}" for name, value in counts.items() if not _is_count(value, 1)]
-    if not _is_count(context_dim, 0):
-        problems.append(f"context_dim must be 0 or more, not {context_dim!r}")
+    read: dict[str, int] = {}
+    problems = []
+    for name, least in _COUNTS.items():
+        try:
+            read |= {name: whole(name, options[name], least)} if name in options else {}
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return read
 
 
 def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> None:
@@ -290,15 +314,16 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> N
         TypeError: If an option is of another kind.
         ValueError: If a name is unknown or a number is out of range.
     """
-    counts = {name: options[name] for name in ("latent_dim", "components", "samples", "members") if name in options}
-    check_counts(options.get("context_dim", 0), counts)
+    counts = counts_of(options)
+    for name in ("generate", "exclude"):
+        texts(name, options.get(name, ()))
     check_reduction(options.get("reduce", "mean"))
     check_batch_dim(options.get("batch_dim"))
     config = config_of(options.get("generator"), plugins)
     plugins.distributions.chosen(options.get("distribution", "generator"))
     plugins.extractors.chosen(config.extractor)
     with torch.random.fork_rng(devices=[]):
-        _prior(options.get("prior", "normal"), options.get("latent_dim", 64), options.get("components", 1), plugins)
+        _prior(options.get("prior", "normal"), counts.get("latent_dim", 64), counts.get("components", 1), plugins)
     _gauge(options.get("gauge", "auto"), plugins)
     plugins.backend(_shortest(options.get("execution", "auto")))
 

@@ -362,7 +362,7 @@ ATTACKS = {
     "an option that holds itself": (looped, "has no end"),
     "lists in lists": (doubled, "has no end"),
     "an unknown option": (in_options(hook=1), "the option hook is none of the Hypernet's"),
-    "an unknown field": (in_generator(hook=1), "GeneratorConfig has no field"),
+    "an unknown field": (in_generator(hook=1), "generator has no option hook"),
     "an option of another type": (in_options(gauge=3), "a gauge is chosen by its name"),
     "an unknown format": (in_recipe(format=99), "has the format 99, not"),
     "needs that are none": (in_recipe(needs=[["prior"]]), "needs is"),

@@ -353,7 +353,7 @@ def test_unknown_names_suggest_the_nearest(options, message):
     [
         ({"prior": {"name": "normal", "width": 2}}, "the prior .* does not take these options: .*width"),
         ({"prior": {"scale": 2}}, "a prior is chosen by its name, or by a mapping with a 'name' and options, not by"),
-        ({"generator": {"code": 3}}, "GeneratorConfig has no fields code"),
+        ({"generator": {"code": 3}}, "generator has no option code; did you mean 'code_size'"),
         ({"generator": ["compact"]}, "generator must be the name of a preset, a mapping or a GeneratorConfig, not"),
         ({"distribution": {"name": "generator", "depth": 3}}, "the weight distribution .* does not take these options"),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
+
+from lightning_hypernet.values import choice, real, switch, whole, wholes
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,30 @@ class GeneratorConfig:
     merge_limit: int = 8192
 
     def __post_init__(self) -> None:
-        widths = [width for entry in self.hidden for width in ([entry] if isinstance(entry, int) else entry)]
-        sizes = {"code_size": [self.code_size], "rank": [self.rank], "hidden": widths}
-        problems = [f"{name} must be positive, not {values}" for name, values in sizes.items() if min(values, default=1) < 1]
-        choices = {
-            "start": ("mean_code", "mean_weights", "pretrained", "paper"),
-            "norm": ("batch", "layer", "none"),
-            "activation": ("leaky_relu", "relu", "tanh", "gelu", "silu"),
+        readers: dict[str, Callable[[str, Any], Any]] = {
+            "code_size": whole,
+            "hidden": _widths,
+            "extractor_hidden": wholes,
+            "rank": whole,
+            "spread": partial(real, least=0),
+            "gain": partial(real, least=0),
+            "slope": real,
+            "norm_eps": partial(real, least=0),
+            "norm_momentum": partial(real, least=0, most=1),
+            "bias": switch,
+            "residual": switch,
+            "merge": partial(wholes, least=None),
+            "merge_limit": partial(whole, least=0),
+            "start": partial(choice, allowed=("mean_weights", "mean_code", "pretrained", "paper")),
+            "norm": partial(choice, allowed=("batch", "layer", "none")),
+            "activation": partial(choice, allowed=("leaky_relu", "relu", "tanh", "gelu", "silu")),
         }
-        problems += [
-            f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
-            for name, allowed in choices.items()
-            if getattr(self, name) not in allowed
-        ]
+        problems = []
+        for name, reader in readers.items():
+            try:
+                object.__setattr__(self, name, reader(f"generator's {name}", getattr(self, name)))
+            except ValueError as error:
+                problems.append(str(error))
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -126,7 +140,7 @@ class GeneratorConfig:
     def least(self, latent_dim: int) -> int:
         """How many numbers the largest matrix between two layers of the built-in generator has at least."""
         named = self.extractor if isinstance(self.extractor, str) else self.extractor.get("name")
-        nested = [entry for entry in self.hidden if not isinstance(entry, int)]
+        nested: list[Sequence[int]] = [entry for entry in self.hidden if not isinstance(entry, int)]
         hidden = nested or [[width for width in self.hidden if isinstance(width, int)]]
         chains = [[self.code_size, *widths] for widths in hidden]
         if named in ("mlp", "matrix"):
@@ -142,3 +156,10 @@ class GeneratorConfig:
         if len(nested) != banks:
             raise ValueError(f"`hidden` lists widths for {len(nested)} banks, the target has {banks}; give one list a bank")
         return nested[bank]
+
+
+def _widths(name: str, value: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
+    """Widths of layers, or a list of them for every bank."""
+    if isinstance(value, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in value):
+        return tuple(wholes(name, one) for one in value)
+    return wholes(name, value)

@@ -90,6 +90,9 @@ class Vmap(Backend):
         leaves = [habits.input(leaf) for leaf in arguments.stacked()]
         structure: list[Any] = []
         (replica,) = taken = replicas.take(1)
+        if torch.is_grad_enabled() and any(one._backward_hooks or one._backward_pre_hooks for one in replica.module.modules()):
+            replicas.give_back(taken)
+            raise RuntimeError("vmap does not call its backward hooks")
         watch = habits.watch
         names = replica.own_buffers() if watch is not None else habits.changing or frozenset()
         stacked = {name: value[:count] for name, value in networks.stacked_buffers(list(names)).items()}

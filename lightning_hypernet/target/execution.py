@@ -363,3 +363,11 @@ def _refuse_scripted(target: nn.Module, generated: Mapping[str, Tensor]) -> None
             f"{', '.join(inside)} belong to modules that were scripted or traced, into which no weights can be put; wrap the "
             f"target before torch.jit, or keep them as they are with exclude={inside}"
         )
+
+
+def copied_with_target(module: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of a module that has an `executor`, whose target is copied first and in its own way."""
+    copy.deepcopy(module.executor, memo)
+    twin = memo[id(module)] = object.__new__(type(module))
+    twin.__setstate__(copy.deepcopy(module.__getstate__(), memo))
+    return twin

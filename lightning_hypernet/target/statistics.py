@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.networks import call, rows_of
@@ -36,6 +36,13 @@ class Statistics:
         self._replicas = replicas
         modules = replicas.template.named_modules()
         self._norms = {path: one for path, one in modules if isinstance(one, _NormBase) and one.track_running_stats}
+        # Their cumulative average is over calls, as torch computes it where there is no momentum.
+        self._batch_norms = {
+            path: [f"{path}.{name}" if path else name for name, _ in one.named_buffers(recurse=False)]
+            for path, one in self._norms.items()
+            if isinstance(one, _BatchNorm)
+        }
+        self._begun: set[tuple[str, int]] = set()
         self._plain = [name for name, _ in replicas.template.named_buffers() if name not in self.norms()]
         self._shares: dict[str, float | None] | None = None
         self._whole = False
@@ -114,6 +121,7 @@ class Statistics:
         habits = self._replicas.habits
         change = torch.clone if habits.writes_weights or not habits.seen else torch.detach
         networks, seen = len(next(iter(weights.values()))), 0
+        self._begun = set()
         total: dict[str, Tensor] = {}
         for seen, arguments in enumerate(batches, start=1):
             for index, row in enumerate(rows_of(weights, change)):
@@ -130,8 +138,16 @@ class Statistics:
         """Take one batch of one network in."""
         shares = self._shares or {}
         carried = {name: total[name][index] for name, share in shares.items() if share is None}
+        for path, names in self._batch_norms.items():
+            begun = (path, index) in self._begun
+            carried |= {name: total[name][index] if begun else torch.zeros_like(total[name][index]) for name in names}
         own, after = self._of_one(row, arguments, carried)
-        for name in self._norms_estimated(after):
+        for path, names in self._batch_norms.items():
+            if path not in self.frozen and all(name in after for name in names) and after[names[-1]] > 0:
+                self._begun.add((path, index))
+                for name in names:
+                    total[name][index] = after[name]
+        for name in self._others_of_norms(after):
             if total[name].dtype.is_floating_point:
                 total[name][index] += (after[name] - total[name][index]) / seen
             else:
@@ -145,8 +161,10 @@ class Statistics:
                 fresh = (after[name] - share * own[name]) / (1 - share)
                 total[name][index] = fresh if seen == 1 else total[name][index] + (fresh - total[name][index]) / seen
 
-    def _norms_estimated(self, buffers: Mapping[str, Tensor]) -> list[str]:
-        return [name for name in self.norms() if name in buffers and name.rpartition(".")[0] not in self.frozen]
+    def _others_of_norms(self, buffers: Mapping[str, Tensor]) -> list[str]:
+        """The statistics of norm layers that are no batch norms, which take each batch by itself."""
+        paths = {path for path in self._norms if path not in self._batch_norms and path not in self.frozen}
+        return [name for name in self.norms() if name in buffers and name.rpartition(".")[0] in paths]
 
     def _own(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: self._replicas.template.get_buffer(name) for name in names}
@@ -184,7 +202,7 @@ class Statistics:
             if not isinstance(module, torch.jit.ScriptModule):
                 module.training = training and (self._whole or path in owners) and path not in self.frozen
                 if isinstance(module, _NormBase) and path in self._norms:
-                    module.momentum = 1.0
+                    module.momentum = None if path in self._batch_norms else 1.0
 
     def _look(self, weights: Tensors, arguments: Arguments) -> None:
         """See, once, which buffers outside of norm layers a run in training mode changes, and how."""

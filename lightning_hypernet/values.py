@@ -1,0 +1,155 @@
+"""Values: how options are read. YAML and command lines give numbers as texts; what is no value at all is told."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+_SWITCHES = {"true": True, "false": False}
+
+
+def number(value: Any) -> Any:
+    """The number that a text spells, as ``"1e-3"``, and anything else as it is."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number.
+
+    Raises:
+        ValueError: If it is none, or too small.
+    """
+    read = number(value)
+    fits = isinstance(read, Integral) and not isinstance(read, bool)
+    if not fits or read < least:
+        raise ValueError(f"{name} must be {'' if fits else 'a whole number, '}{least} or more, not {_shown(value)}")
+    return int(read)
+
+
+def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
+    """A finite number.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        least: The least that it may be.
+        most: The most.
+        above: Whether it must be above the least.
+
+    Raises:
+        ValueError: If it is none, or out of range.
+    """
+    read = number(value)
+    fits = isinstance(read, Real) and not isinstance(read, bool) and math.isfinite(read)
+    if not fits or not least <= read <= most or (above and read == least):
+        low = "" if least == -math.inf else f", above {least:g}" if above else f", {least:g} or more"
+        high = "" if most == math.inf else f", {most:g} or less"
+        raise ValueError(f"{name} must be a number{low}{high}, not {_shown(value)}")
+    return float(read)
+
+
+def wholes(name: str, value: Any, least: int | None = 1) -> tuple[int, ...]:
+    """Whole numbers; one alone stands for a list of one.
+
+    Raises:
+        ValueError: If one is none, or too small.
+    """
+    several = (value,) if isinstance(number(value), Real) else value
+    if isinstance(several, (str, Mapping)) or not isinstance(several, Iterable):
+        raise ValueError(f"{name} must be whole numbers, not {_shown(value)}")
+    least = -(1 << 62) if least is None else least
+    try:
+        return tuple(whole(name, one, least) for one in several)
+    except ValueError:
+        low = "" if least < 0 else f", each {least} or more"
+        raise ValueError(f"{name} must be whole numbers{low}, not {_shown(value)}") from None
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    read = _SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
+    if not isinstance(read, bool):
+        raise ValueError(f"{name} must be true or false, not {_shown(value)}")
+    return read
+
+
+def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
+    """One of several values.
+
+    Raises:
+        ValueError: If it is none of them; the message suggests the nearest.
+    """
+    try:
+        if value in allowed:
+            return value
+    except TypeError:
+        pass
+    shown = ", ".join(repr(one) for one in allowed)
+    raise ValueError(f"{name} must be one of {shown}, not {_shown(value)}{guess(value, allowed)}")
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """Texts; one alone stands for a list of one.
+
+    Raises:
+        TypeError: If one is none.
+    """
+    several = (value,) if isinstance(value, str) else value
+    if isinstance(several, Mapping) or not isinstance(several, Iterable) or not all(isinstance(one, str) for one in several):
+        raise TypeError(f"{name} must be a text or a list of texts, not {_shown(value)}")
+    return tuple(several)
+
+
+def guess(name: Any, names: Iterable[Any]) -> str:
+    """A question for the nearest of some names, to be put behind one that is unknown; empty if none is near."""
+    near = difflib.get_close_matches(str(name), [one for one in names if isinstance(one, str)], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(what: str, names: Iterable[str], known: Collection[str]) -> str:
+    """What to say of names that are not known; empty if all are."""
+    odd = sorted(str(name) for name in names if name not in known)
+    asked = [guess(name, known).removeprefix("; ") for name in odd]
+    several = "s" if len(odd) > 1 else ""
+    return (
+        f"{what} has no option{several} {', '.join(odd)}; {' '.join([*filter(None, asked), ''])}there are {', '.join(known)}"
+        if odd
+        else ""
+    )
+
+
+def read_options(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a thing, numbers as such where its parameters are numbers and YAML gave texts."""
+    try:
+        taken = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return dict(options)
+    read = {}
+    for name, value in options.items():
+        one = taken.get(name)
+        kind = str(getattr(one, "annotation", "")).replace("<class '", "").replace("'>", "")
+        numeric = "float" in kind or "int" in kind.replace("interval", "")
+        default = getattr(one, "default", None)
+        numeric |= isinstance(default, (int, float)) and not isinstance(default, bool)
+        read[name] = number(value) if numeric else value
+    return read
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, which shall stay one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

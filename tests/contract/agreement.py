@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import tempfile
 import threading
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
 
 from lightning_hypernet import Ensemble, Hypernet
@@ -284,7 +285,7 @@ def passed(case: What, network: nn.Module, batches: Sequence[Any], modes: Mappin
     """Run a plain network over batches; norm layers and moving averages get the plain average of what every batch gives."""
     _set_modes(network, modes)
     for module in network.modules():
-        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
             module.reset_running_stats()
             module.momentum = None
     total: dict[str, list[Tensor]] = {name: [] for name in case.averages}
@@ -412,8 +413,6 @@ def _told(case: What) -> Iterator[None]:
         yield
     messages = [str(one.message) for one in record if "/torch/" not in one.filename and one.category is UserWarning]
     known = [*HARMLESS, *case.tells]
-    import re
-
     odd = [message for message in messages if not any(re.search(pattern, message) for pattern in known)]
     assert not odd, odd
     for pattern in case.tells:

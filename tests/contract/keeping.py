@@ -320,4 +320,3 @@ KEEPING = {
     "old_spectral_norm": What(old_norm(nn.utils.spectral_norm), VECTORS, **CARRIED),
     "own_copy": What(lambda: Own(), VECTORS),
 }  # fmt: skip
-

@@ -52,5 +52,3 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) * self.scale + self.twice
-
-

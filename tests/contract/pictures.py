@@ -71,7 +71,9 @@ def same(one: Any, other: Any, tolerance: float = 0.0, of: Any = leaves) -> None
             size = theirs.detach().abs().nan_to_num(0.0, 0.0, 0.0).max().item() if theirs.numel() else 0.0
             close = torch.allclose(ours, theirs, rtol=0, atol=tolerance * (1 + size), equal_nan=True)
         else:
-            close = torch.equal(ours.nan_to_num(), theirs.nan_to_num()) if ours.is_floating_point() else torch.equal(ours, theirs)
+            close = (
+                torch.equal(ours.nan_to_num(), theirs.nan_to_num()) if ours.is_floating_point() else torch.equal(ours, theirs)
+            )
         assert close, f"{path} differ by {(ours.double() - theirs.double()).abs().max().item():.2g}" if ours.numel() else path
 
 

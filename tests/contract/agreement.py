@@ -45,7 +45,7 @@ class What:
             where they have the size of the first tensor.
         averages: Of buffers outside of norm layers that are moving averages, the share that stays; others are carried.
         vmap: Whether vmap runs it in evaluation, and in training; None: it may fall back to the loop.
-        gauge: Whether the gauge is known to leave outputs as they are.
+        gauge: Whether its gauge is looked at, which takes an export of it.
         drawn: Whether it draws random numbers in training that come in another order under vmap.
         tells: What the warnings say that must come.
         refuses: For a part of the contract, what the error says.
@@ -57,7 +57,7 @@ class What:
     parts: Callable[[Any, int], Sequence[Any]] | None = None
     averages: Mapping[str, float] = field(default_factory=dict)
     vmap: tuple[bool, bool] | None = None
-    gauge: bool = True
+    gauge: bool = False
     drawn: bool = False
     tells: Sequence[str] = ()
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -217,7 +217,7 @@ def members(case: What, hypernet: Hypernet) -> None:
     repeated = [dict(leaves(run(plain[0], batches[0]))) for _ in range(2)]
     if all(_equal(one, repeated[1][path]) for path, one in repeated[0].items()):
         for module in (hypernet, hypernet.ensemble(NETWORKS)):
-            _from_threads(module, batches)
+            _from_threads(module, batches[:2])
 
 
 def copies(case: What, hypernet: Hypernet) -> None:
@@ -365,17 +365,16 @@ def _from_threads(module: nn.Module, batches: Sequence[Any]) -> None:
 
     def work(number: int) -> None:
         barrier.wait()
-        for index in (number % len(batches), (number + 1) % len(batches)):
-            call = batches[index]
-            with torch.no_grad():
-                found.append((index, dict(picture(module(**call) if isinstance(call, dict) else module(*call)))))
+        index, call = number % len(batches), batches[number % len(batches)]
+        with torch.no_grad():
+            found.append((index, dict(picture(module(**call) if isinstance(call, dict) else module(*call)))))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8, "a thread stopped"
+    assert len(found) == 4, "a thread stopped"
     for index, one in found:
         same(one, alone[index], EXACT)
 

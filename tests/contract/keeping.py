@@ -294,21 +294,24 @@ KEEPING = {
     "counter_of_calls": What(Counter, VECTORS, **CARRIED),
     "counter_in_training": What(lambda: Counter(True), VECTORS, **CARRIED),
     "ema_norm": What(lambda: target("running_norm"), VECTORS, averages={"1.mean": 0.9, "1.square": 0.9}),
-    **{f"ema_{name}": What(lambda name=name: target(name), VECTORS, **CARRIED)
-       for name in LAYERS if name != "running_norm"},
+    **{f"ema_{name}": What(lambda name=name: target(name), VECTORS, **CARRIED) for name in LAYERS if name != "running_norm"},
     "frozen_dictionary": What(Configured, VECTORS, tells=(SHARED,)),
     "weights_in_containers": What(Held, VECTORS),
-    "weights_behind_a_function": What(Lambda, VECTORS, refuses={"training": "layer.weight are read other than from the module that has them"}),
+    "weights_behind_a_function": What(
+        Lambda, VECTORS, refuses={"training": "layer.weight are read other than from the module that has them"}
+    ),
     "weights_in_a_tuple": What(Tuple, VECTORS, refuses={"training": "or from a tuple"}),
     "a_replaced_parameter": What(Replaces, VECTORS, refuses={"training": "replace"}),
     "clamped_weights": What(Clamped, VECTORS),
     "clamped_data": What(lambda: Clamped(True), VECTORS),
-    "renormed_embedding": What(lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 2)),
-                               lambda: (torch.randint(0, 9, (12, 3)),)),
+    "renormed_embedding": What(
+        lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 2)),
+        lambda: (torch.randint(0, 9, (12, 3)),),
+    ),
     "checkpointing": What(lambda: Checkpointed(False), VECTORS),
     "checkpointing_reentrant": What(lambda: Checkpointed(True), VECTORS),
     "solver": What(lambda: Flow(odeint), VECTORS),
-    "solver_adjoint": What(lambda: Flow(odeint_adjoint), VECTORS, gauge=False),
+    "solver_adjoint": What(lambda: Flow(odeint_adjoint), VECTORS),
     "saves_itself": What(lambda: nn.Sequential(SavesItself(3, 4), nn.Tanh(), nn.Linear(4, 2)), VECTORS),
     "cached_property": What(Cached, VECTORS),
     "a_lock": What(Locked, VECTORS, tells=(SHARED,)),
@@ -319,4 +322,4 @@ KEEPING = {
     "old_weight_norm": What(old_norm(nn.utils.weight_norm), VECTORS),
     "old_spectral_norm": What(old_norm(nn.utils.spectral_norm), VECTORS, **CARRIED),
     "own_copy": What(lambda: Own(), VECTORS),
-}  # fmt: skip
+}

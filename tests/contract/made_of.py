@@ -8,7 +8,7 @@ from timm.layers import DropPath, EvoNorm2dB0, ScaledStdConv2d
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from tests.contract.agreement import What
 from tests.contract.parts import BATCH, Function, normal, numbers
@@ -199,24 +199,43 @@ def tokens():
 
 VECTORS, IMAGES, CURVES = numbers(3), numbers(2, 4, 4), numbers(2, 5)
 MADE_OF = {
-    "own_gradient": What(lambda: Function(lambda net, x: Doubled.apply(x, net.layer.weight[0]) + net.layer(x),
-                                          layer=nn.Linear(3, 3)), VECTORS),
+    "own_gradient": What(
+        lambda: Function(lambda net, x: Doubled.apply(x, net.layer.weight[0]) + net.layer(x), layer=nn.Linear(3, 3)), VECTORS
+    ),
     "lists_and_dictionaries": What(Lists, numbers(4)),
     "language": What(Language, tokens),
     "rotary": What(Rotary, numbers(5, 4)),
-    "generated": What(Generated, VECTORS, gauge=False),
+    "generated": What(Generated, VECTORS),
     "force": What(Force, VECTORS),
     "adapted": What(Adapted, lambda: (normal(BATCH, 4), normal(BATCH, 2))),
     "unet": What(UNet, IMAGES),
     "cells": What(Cells, numbers(4, 3)),
-    "residual_stream": What(lambda: Function(residual, first=nn.Linear(3, 3), norm=nn.BatchNorm1d(3), second=nn.Linear(3, 3),
-                                             drop=nn.Dropout(0.3), last=nn.Linear(3, 2)), VECTORS, drawn=True),
-    "dropout": What(lambda: nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.5), nn.ReLU(), nn.AlphaDropout(0.2), nn.Linear(6, 2)), VECTORS, drawn=True),
+    "residual_stream": What(
+        lambda: Function(
+            residual,
+            first=nn.Linear(3, 3),
+            norm=nn.BatchNorm1d(3),
+            second=nn.Linear(3, 3),
+            drop=nn.Dropout(0.3),
+            last=nn.Linear(3, 2),
+        ),
+        VECTORS,
+        drawn=True,
+    ),
+    "dropout": What(
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.5), nn.ReLU(), nn.AlphaDropout(0.2), nn.Linear(6, 2)),
+        VECTORS,
+        drawn=True,
+    ),
     "random_slopes": What(lambda: nn.Sequential(nn.Linear(3, 6), nn.RReLU(), nn.Linear(6, 2)), VECTORS, drawn=True),
-    "stochastic_depth": What(lambda: Function(lambda net, x: x + net.path(net.layer(x)), layer=nn.Linear(3, 3),
-                                              path=DropPath(0.4)), VECTORS, drawn=True),
-    "noise_in_evaluation": What(lambda: Function(lambda net, x: F.dropout(net.layer(x), 0.3, training=True),
-                                                 layer=nn.Linear(3, 4)), VECTORS, drawn=True, gauge=False),
+    "stochastic_depth": What(
+        lambda: Function(lambda net, x: x + net.path(net.layer(x)), layer=nn.Linear(3, 3), path=DropPath(0.4)),
+        VECTORS,
+        drawn=True,
+    ),
+    "noise_in_evaluation": What(
+        lambda: Function(lambda net, x: F.dropout(net.layer(x), 0.3, training=True), layer=nn.Linear(3, 4)), VECTORS, drawn=True
+    ),
     "lazy": What(lazy, CURVES),
     "scripted_function": What(lambda: Function(lambda net, x: scripted(net.layer(x), 2), layer=nn.Linear(3, 4)), VECTORS),
     "scripted_part": What(with_script, VECTORS),
@@ -225,26 +244,53 @@ MADE_OF = {
     "batch_norm_cumulative": What(norms(nn.BatchNorm1d, momentum=None), CURVES),
     "batch_norm_without_scale": What(norms(nn.BatchNorm1d, affine=False), CURVES),
     "batch_norm_without_statistics": What(norms(nn.BatchNorm1d, track_running_stats=False), CURVES),
-    "instance_norm_with_statistics": What(norms(nn.InstanceNorm1d, affine=True, track_running_stats=True), CURVES,
- averages={"1.running_mean": 0.9, "1.running_var": 0.9}),
-    "layer_norm_over_two_axes": What(lambda: nn.Sequential(nn.LayerNorm((2, 5)), nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(12, 2)), CURVES),
-    "evo_norm": What(lambda: nn.Sequential(nn.Conv2d(2, 4, 2), EvoNorm2dB0(4), nn.Flatten(), nn.Linear(36, 2)), IMAGES,
-                     averages={"1.running_var": 0.9}),
-    "response_norm": What(lambda: nn.Sequential(nn.Conv2d(2, 4, 2), nn.GELU(), GlobalResponseNorm(4, channels_last=False), nn.Flatten(),
-                                nn.Linear(36, 2)), IMAGES),
-    "standardised_weights": What(lambda: nn.Sequential(ScaledStdConv2d(2, 4, 2), nn.SiLU(), nn.Conv2d(4, 2, 1)), IMAGES, gauge=False),
-    "depthwise": What(lambda: nn.Sequential(nn.Conv1d(2, 4, 2, groups=2), nn.PReLU(4), nn.Conv1d(4, 4, 2, groups=4, padding_mode="circular"),
-                            nn.MaxPool1d(2)), CURVES),
-    "transposed": What(lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.BatchNorm1d(3), nn.LeakyReLU(), nn.ConvTranspose1d(3, 2, 2, stride=2)),
-                       CURVES),
-    "shuffled_pixels": What(lambda: nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.Conv2d(2, 1, 1)),
-                            IMAGES),
+    "instance_norm_with_statistics": What(
+        norms(nn.InstanceNorm1d, affine=True, track_running_stats=True),
+        CURVES,
+        averages={"1.running_mean": 0.9, "1.running_var": 0.9},
+    ),
+    "layer_norm_over_two_axes": What(
+        lambda: nn.Sequential(nn.LayerNorm((2, 5)), nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(12, 2)), CURVES
+    ),
+    "evo_norm": What(
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 2), EvoNorm2dB0(4), nn.Flatten(), nn.Linear(36, 2)),
+        IMAGES,
+        averages={"1.running_var": 0.9},
+    ),
+    "response_norm": What(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 2), nn.GELU(), GlobalResponseNorm(4, channels_last=False), nn.Flatten(), nn.Linear(36, 2)
+        ),
+        IMAGES,
+    ),
+    "standardised_weights": What(lambda: nn.Sequential(ScaledStdConv2d(2, 4, 2), nn.SiLU(), nn.Conv2d(4, 2, 1)), IMAGES),
+    "depthwise": What(
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 2, groups=2), nn.PReLU(4), nn.Conv1d(4, 4, 2, groups=4, padding_mode="circular"), nn.MaxPool1d(2)
+        ),
+        CURVES,
+    ),
+    "transposed": What(
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(2, 3, 2), nn.BatchNorm1d(3), nn.LeakyReLU(), nn.ConvTranspose1d(3, 2, 2, stride=2)
+        ),
+        CURVES,
+    ),
+    "shuffled_pixels": What(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.Conv2d(2, 1, 1)
+        ),
+        IMAGES,
+    ),
     "gates": What(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(), nn.Softplus(), nn.Linear(4, 4), nn.Softmax(1)), VECTORS),
     "timm_vit": What(lambda: vit(), numbers(3, 8, 8)),
-    "timm_vit_with_drops": What(lambda: vit(drop_rate=0.1, drop_path_rate=0.2, init_values=0.1, class_token=False,
-                                            global_pool="avg"), numbers(3, 8, 8), drawn=True, gauge=False),
+    "timm_vit_with_drops": What(
+        lambda: vit(drop_rate=0.1, drop_path_rate=0.2, init_values=0.1, class_token=False, global_pool="avg"),
+        numbers(3, 8, 8),
+        drawn=True,
+    ),
     "timm_resnet": What(resnet, numbers(3, 16, 16), drawn=True),
-}  # fmt: skip
+}
 
 
 def symmetric():

@@ -47,8 +47,8 @@ def picture(value: Any, path: tuple = (), seen: dict[int, Any] | None = None) ->
         return
     else:
         seen[id(value)] = value
-        parts = entries(value)
-        if parts is None and not callable(value) or isinstance(value, nn.Module):
+        parts = entries(value.state_dict() if isinstance(value, torch.jit.ScriptModule) else value)
+        if parts is None and (isinstance(value, nn.Module) or not callable(value)):
             held = getattr(value, "__dict__", None)
             parts = None if held is None else [(key, one) for key, one in held.items() if key != "training"]
         if parts is None:

@@ -195,16 +195,26 @@ TAKING = {
     "keyword_arguments": What(Masked, padded),
     "an_optional_mask": What(Masked, numbers(5, 4)),
     "decoder": What(Decoder, decoded),
-    "dictionary_in": What(linear(lambda net, batch: net.layer(batch["x"]) + batch["y"]),
-                          lambda: ({"x": normal(BATCH, 3), "y": normal(BATCH, 1)},)),
-    "named_tuple": What(linear(lambda net, pair: Heads(net.layer(pair.left) + pair.right, net.layer(pair.left).mean(1))),
-                        lambda: (Pair(normal(BATCH, 3), normal(BATCH, 4)),)),
-    "dataclass_registered": What(linear(lambda net, pair: Known(net.layer(pair.x), pair.y * 2)),
-                                 lambda: (Known(normal(BATCH, 3), normal(BATCH, 2)),)),
-    "dataclass_in": What(linear(lambda net, record: net.layer(record.x) * record.scale),
-                         lambda: (Record(normal(BATCH, 3)),), refuses={"training": "there is no batch to deal out"}),
-    "dataclass_out": What(linear(lambda net, x: Record(net.layer(x))), VECTORS,
-                          refuses={"training": "returns Record, whose tensors can't be joined"}),
+    "dictionary_in": What(
+        linear(lambda net, batch: net.layer(batch["x"]) + batch["y"]), lambda: ({"x": normal(BATCH, 3), "y": normal(BATCH, 1)},)
+    ),
+    "named_tuple": What(
+        linear(lambda net, pair: Heads(net.layer(pair.left) + pair.right, net.layer(pair.left).mean(1))),
+        lambda: (Pair(normal(BATCH, 3), normal(BATCH, 4)),),
+    ),
+    "dataclass_registered": What(
+        linear(lambda net, pair: Known(net.layer(pair.x), pair.y * 2)), lambda: (Known(normal(BATCH, 3), normal(BATCH, 2)),)
+    ),
+    "dataclass_in": What(
+        linear(lambda net, record: net.layer(record.x) * record.scale),
+        lambda: (Record(normal(BATCH, 3)),),
+        refuses={"training": "there is no batch to deal out"},
+    ),
+    "dataclass_out": What(
+        linear(lambda net, x: Record(net.layer(x))),
+        VECTORS,
+        refuses={"training": "returns Record, whose tensors can't be joined"},
+    ),
     "loss_inside": What(Loss, losses),
     "nested_outputs": What(linear(two_scales), VECTORS),
     "siamese": What(linear(siamese), pair((3,), (3,))),
@@ -213,27 +223,45 @@ TAKING = {
     "auxiliary_head": What(AuxiliaryHead, VECTORS),
     "time_first": What(Recurrence, lambda: (normal(6, BATCH, 3),), options={"batch_dim": 1}),
     "time_first_untold": What(Recurrence, lambda: (normal(6, BATCH, 3),), refuses={"training": "takes time first"}),
-    "encoder_time_first": What(lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0), lambda: (normal(5, BATCH, 4),),
-                               options={"batch_dim": 1}),
-    "packed_sequence": What(lambda: nn.GRU(3, 4), lambda: (pack_sequence([normal(size, 3) for size in (5, 4, 3, 2)]),),
-                            refuses={"training": r"no batch to deal out in the arguments \(PackedSequence\)"}),
-    "list_of_images": What(Detector, lambda: ([normal(3, 5 + index % 3, 6) for index in range(BATCH)],), parts=each,
-                           gauge=False),
+    "encoder_time_first": What(
+        lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0), lambda: (normal(5, BATCH, 4),), options={"batch_dim": 1}
+    ),
+    "packed_sequence": What(
+        lambda: nn.GRU(3, 4),
+        lambda: (pack_sequence([normal(size, 3) for size in (5, 4, 3, 2)]),),
+        refuses={"training": r"no batch to deal out in the arguments \(PackedSequence\)"},
+    ),
+    "list_of_images": What(Detector, lambda: ([normal(3, 5 + index % 3, 6) for index in range(BATCH)],), parts=each),
     "flattened_batch": What(linear(of_rows), numbers(5, 3)),
     "complex_outputs": What(linear(spectrum), VECTORS),
     "labels_and_flags": What(linear(labels), VECTORS),
     "a_mean": What(linear(lambda net, x: net.layer(x).square().mean()), VECTORS),
-    "a_count": What(linear(lambda net, x: (net.layer(x), (x > 0).sum())), VECTORS,
-                    refuses={"training": r"whole numbers or plain values at output\[1\]"}),
-    "a_distribution": What(linear(lambda net, x: torch.distributions.Normal(net.layer(x), 1.0)), VECTORS,
-                           refuses={"training": "returns Normal, whose tensors can't be joined"}),
+    "a_count": What(
+        linear(lambda net, x: (net.layer(x), (x > 0).sum())),
+        VECTORS,
+        refuses={"training": r"whole numbers or plain values at output\[1\]"},
+    ),
+    "a_distribution": What(
+        linear(lambda net, x: torch.distributions.Normal(net.layer(x), 1.0)),
+        VECTORS,
+        refuses={"training": "returns Normal, whose tensors can't be joined"},
+    ),
     "prototypes_out": What(linear(lambda net, x: (net.layer(x), net.layer.weight * 2)), VECTORS),
-    "a_time_of_size_one": What(linear(lambda net, time, x: net.layer(x) * time), lambda: (normal(1), normal(BATCH, 3)),
-                               parts=lambda call, count: [(call[0], one) for one in call[1].tensor_split(count)]),
-    "plain_arguments": What(linear(lambda net, x, mode, power: net.layer(x) ** power if mode == "power" else None),
-                            lambda: (normal(BATCH, 3), "power", 2)),
-    "indices": What(lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="mean"), nn.Tanh(), nn.Linear(4, 2)),
-                    lambda: (torch.randint(0, 9, (BATCH, 5)),)),
-    "padding_row": What(lambda: nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 2)),
-                        lambda: (torch.randint(0, 9, (BATCH, 3)),)),
-}  # fmt: skip
+    "a_time_of_size_one": What(
+        linear(lambda net, time, x: net.layer(x) * time),
+        lambda: (normal(1), normal(BATCH, 3)),
+        parts=lambda call, count: [(call[0], one) for one in call[1].tensor_split(count)],
+    ),
+    "plain_arguments": What(
+        linear(lambda net, x, mode, power: net.layer(x) ** power if mode == "power" else None),
+        lambda: (normal(BATCH, 3), "power", 2),
+    ),
+    "indices": What(
+        lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="mean"), nn.Tanh(), nn.Linear(4, 2)),
+        lambda: (torch.randint(0, 9, (BATCH, 5)),),
+    ),
+    "padding_row": What(
+        lambda: nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 2)),
+        lambda: (torch.randint(0, 9, (BATCH, 3)),),
+    ),
+}

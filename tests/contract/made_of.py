@@ -186,10 +186,9 @@ def vit(**options):
     return timm.models.vision_transformer.VisionTransformer(**sizes, **options)
 
 
-def resnet():
-    block = timm.models.resnet.BasicBlock
-    return timm.models.resnet.ResNet(
-        block, [1, 1, 1, 1], channels=(4, 4, 4, 6), stem_width=4, num_classes=2, drop_path_rate=0.2
+def convnext():
+    return timm.models.convnext.ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(4, 4, 4, 6), patch_size=1, num_classes=2, drop_path_rate=0.2
     )
 
 
@@ -289,7 +288,7 @@ MADE_OF = {
         numbers(3, 8, 8),
         drawn=True,
     ),
-    "timm_resnet": What(resnet, numbers(3, 16, 16), drawn=True),
+    "timm_convnext": What(convnext, numbers(3, 8, 8), drawn=True),
 }
 
 

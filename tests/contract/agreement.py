@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
 
 from lightning_hypernet import Ensemble, Hypernet
 from lightning_hypernet.target.backends import Vmap
-from tests.contract.pictures import entries, leaves, picture, same, tensors
+from tests.contract.by_hand import joined, modes_of_a_pass, passed, run, scalar, stacked_by_hand
+from tests.contract.pictures import equal, kinds, leaves, picture, same
 
 NETWORKS = 3
 EXACT, CLOSE = 1e-10, 1e-7
+TINY = 1e-14
+"""The eps of norm layers where their scaling is looked at: small, and yet above what rounding makes of a constant channel."""
 HARMLESS = (
     "cannot run .*, so its networks run one after the other",
     "no gauge is fixed",
@@ -127,17 +129,6 @@ def agrees(make: Callable[[], nn.Module], inputs: Callable[[], Any], **what: Any
                     vmap = case.hypernet(execution="vmap")
 
 
-def run(module: Any, call: Any) -> Any:
-    """Call a module, or a function, and see that the inputs stay as they were."""
-    before = dict(picture(call))
-    given = copy.copy(call) if isinstance(module, nn.Module) and not isinstance(module, (Hypernet, Ensemble)) else call
-    given = _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
-    taken = call if isinstance(module, (Hypernet, Ensemble)) or not isinstance(module, nn.Module) else given
-    outputs = module(**taken) if isinstance(taken, dict) else module(*taken)
-    same(dict(picture(call)), before)
-    return outputs
-
-
 def networks(hypernet: Hypernet, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> list[nn.Module]:
     """The plain networks of weights, with the target's own buffers but for those that are given."""
     return hypernet.executor.materialize_all(weights, buffers or {})
@@ -161,7 +152,7 @@ def statistics(case: What, hypernet: Hypernet) -> None:
     trial, *plain = networks(hypernet, {name: torch.cat([value[:1], value]) for name, value in population.weights.items()})
     modes = modes_of_a_pass(trial, batches[0])
     for ours, theirs in zip(hypernet.materialize(population), plain, strict=True):
-        passed(case, theirs, batches, modes)
+        passed(theirs, batches, modes, case.averages)
         same(dict(ours.named_buffers()), dict(theirs.named_buffers()), EXACT)
 
 
@@ -184,6 +175,7 @@ def training(case: What, hypernet: Hypernet) -> None:
         whole = run(networks(hypernet, {name: value[:1] for name, value in weights.items()})[0], call)
     theirs = joined(outputs, whole)
     same(ours, theirs, EXACT)
+    assert dict(kinds(outputs[0])).items() <= dict(kinds(ours)).items(), "containers are of another kind"
     parameters = {name: one for name, one in hypernet.named_parameters() if one.requires_grad}
     found = torch.autograd.grad(scalar(ours), list(parameters.values()), retain_graph=True, allow_unused=True)
     scalar(theirs).backward()
@@ -215,7 +207,7 @@ def members(case: What, hypernet: Hypernet) -> None:
         same(ours, stacked_by_hand(theirs), EXACT)
     same(dict(picture(hypernet.target)), kept)
     repeated = [dict(leaves(run(plain[0], batches[0]))) for _ in range(2)]
-    lasting = any(not _equal(one, repeated[1][path]) for path, one in repeated[0].items())
+    lasting = any(not equal(one, repeated[1][path]) for path, one in repeated[0].items())
     if not lasting and hypernet.executor.choice == "loop":
         for module in (hypernet, hypernet.ensemble(NETWORKS)):
             _from_threads(module, batches[:2])
@@ -253,99 +245,16 @@ def gauge(case: What, hypernet: Hypernet) -> None:
     for module in (module for some in both for module in some):
         for child in module.modules():
             if isinstance(getattr(child, "eps", None), float):
-                child.eps = 1e-30
+                child.eps = TINY
         torch.manual_seed(6)
-        passed(case, module, batches, modes)
+        passed(module, batches, modes, case.averages)
         with torch.no_grad():
             outputs.append(run(module.eval(), call))
     for one, other in zip(outputs[:2], outputs[2:], strict=True):
         same(other, one, CLOSE)
 
 
-# By hand
-
-
-@torch.no_grad()
-def modes_of_a_pass(trial: nn.Module, call: Any) -> dict[str, bool]:
-    """Which modules are in training mode while statistics are taken: what keeps them, or all if a module above decides."""
-    changed = _changed(trial.train(), call)
-    owners = {name.rpartition(".")[0] for name in changed}
-    whole = {path: module.training for path, module in trial.named_modules()}
-    modes = {path: mode and path in owners for path, mode in whole.items()}
-    _set_modes(trial, modes)
-    return modes if changed <= _changed(trial, call) else whole
-
-
-def _set_modes(network: nn.Module, modes: Mapping[str, bool]) -> None:
-    for path, module in network.named_modules():
-        module.training = modes[path]
-
-
-@torch.no_grad()
-def passed(case: What, network: nn.Module, batches: Sequence[Any], modes: Mapping[str, bool]) -> None:
-    """Run a plain network over batches; norm layers and moving averages get the plain average of what every batch gives."""
-    _set_modes(network, modes)
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
-            module.reset_running_stats()
-            module.momentum = None
-    total: dict[str, list[Tensor]] = {name: [] for name in case.averages}
-    for batch in batches:
-        start = {name: network.get_buffer(name).clone() for name in case.averages}
-        run(network, batch)
-        for name, share in case.averages.items():
-            total[name].append((network.get_buffer(name) - share * start[name]) / (1 - share))
-    for name, fresh in total.items():
-        network.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = torch.stack(fresh).mean(0)
-
-
-def _changed(network: nn.Module, call: Any) -> set[str]:
-    before = dict(picture(dict(network.named_buffers())))
-    run(network, call)
-    after = dict(picture(dict(network.named_buffers())))
-    return {path[0] for path, value in after.items() if path not in before or not _equal(value, before[path])}
-
-
-def joined(outputs: Sequence[Any], whole: Any) -> Any:
-    """One output from those of networks that had equally large parts, as it is from one network that has the whole batch."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        axes = [axis for axis, (one, all_) in enumerate(zip(first.shape, whole.shape, strict=True)) if one != all_]
-        if axes:
-            return torch.cat(list(outputs), axes[0])
-        return torch.stack(list(outputs)).mean(0) if first.is_floating_point() or first.is_complex() else first
-    if entries(first) is None:
-        return sum(outputs) / len(outputs) if type(first) is float else first
-    if isinstance(first, list) and len(first) != len(whole):
-        return [entry for output in outputs for entry in output]
-    columns = zip(*([value for _, value in entries(output)] for output in outputs), strict=True)
-    values = [joined(column, one) for column, (_, one) in zip(columns, entries(whole), strict=True)]
-    return {key: value for (key, _), value in zip(entries(first), values, strict=True)}
-
-
-def stacked_by_hand(outputs: Sequence[Any]) -> Any:
-    """Every tensor of the outputs of several networks, stacked."""
-    found = [dict(leaves(output)) for output in outputs]
-    tree: Any = {}
-    for path, leaf in found[0].items():
-        value = torch.stack([one[path] for one in found]) if isinstance(leaf, Tensor) else leaf
-        if not path:
-            return value
-        holder = tree
-        for key in path[:-1]:
-            holder = holder.setdefault(key, {})
-        holder[path[-1]] = value
-    return tree
-
-
-def scalar(outputs: Any) -> Tensor:
-    """A number in which every output counts, each entry with a weight of its own."""
-    total = torch.zeros((), dtype=torch.float64)
-    for leaf in tensors(outputs):
-        real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-        if real.requires_grad:
-            total = total + (real.square() * torch.linspace(0.5, 1.5, real.numel()).view(real.shape) + real).sum()
-    return total
+# Helpers
 
 
 def first_call(module: nn.Module, call: Any) -> Any:
@@ -383,14 +292,6 @@ def _from_threads(module: nn.Module, batches: Sequence[Any]) -> None:
 def _gradient(module: nn.Module, name: str) -> Tensor:
     parameter = dict(module.named_parameters(remove_duplicate=False))[name]
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        same({0: one}, {0: other})
-    except AssertionError:
-        return False
-    return True
 
 
 def _pickled(module: nn.Module) -> nn.Module:

@@ -32,6 +32,15 @@ def leaves(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
         yield from leaves(entry, (*path, key))
 
 
+def kinds(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, type]]:
+    """The class of every container."""
+    parts = entries(value)
+    if parts is not None:
+        yield path, type(value)
+    for key, entry in parts or ():
+        yield from kinds(entry, (*path, key))
+
+
 def tensors(value: Any) -> list[Tensor]:
     return [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
@@ -77,6 +86,10 @@ def same(one: Any, other: Any, tolerance: float = 0.0, of: Any = leaves) -> None
         assert close, f"{path} differ by {(ours.double() - theirs.double()).abs().max().item():.2g}" if ours.numel() else path
 
 
-def apart(of_all: Any, index: int) -> Any:
-    """The output of one of several networks, as leaves, from outputs whose tensors have a leading axis of networks."""
-    return {path: leaf[index] if isinstance(leaf, Tensor) else leaf for path, leaf in leaves(of_all)}
+def equal(one: Any, other: Any) -> bool:
+    """Whether two leaves are bit by bit the same."""
+    try:
+        same({0: one}, {0: other})
+    except AssertionError:
+        return False
+    return True

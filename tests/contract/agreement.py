@@ -214,7 +214,7 @@ def members(case: What, hypernet: Hypernet) -> None:
 
 
 def copies(case: What, hypernet: Hypernet) -> None:
-    """Copies, pickles, states and files give the same outputs."""
+    """Members are the plain modules; copies, pickles, states and files give the same outputs."""
     call, *batches = case.batches(3)
     hypernet.eval()
     estimate(case, hypernet, batches)
@@ -229,6 +229,10 @@ def copies(case: What, hypernet: Hypernet) -> None:
     for module, others in ((hypernet, [twin]), (ensemble, [other, loaded])):
         others += [way(module) for way in (copy.deepcopy, _pickled) if _works(way, case.fresh())]
         outputs = [first_call(one, call) for one in (module, *others)]
+        plain = module.materialize() if module is ensemble else hypernet.materialize(hypernet.member_population())
+        torch.manual_seed(7)
+        with torch.no_grad():
+            same(outputs[0], stacked_by_hand([run(network.eval(), call) for network in plain]), EXACT)
         for one in outputs[1:]:
             same(one, outputs[0], EXACT)
 

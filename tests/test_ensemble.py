@@ -25,15 +25,6 @@ def ensemble(n=4, **options):
     return hypernet.eval().ensemble(n)
 
 
-def test_members_equal_the_plain_modules():
-    networks = ensemble()
-    x = torch.randn(5, 1, 8, 8)
-    outputs = networks.members(x)
-    assert outputs.shape == (4, 5, 3)
-    for output, module in zip(outputs, networks.materialize(), strict=True):
-        assert torch.allclose(output, module.eval()(x), atol=1e-6)
-
-
 def test_predictions():
     networks = ensemble()
     x = torch.randn(5, 1, 8, 8)

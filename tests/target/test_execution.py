@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
-from lightning_hypernet.target.backends import Loop, Vmap
 from lightning_hypernet.target.reduction import reduce_outputs
 from tests.targets import KINDS, leaves
 
@@ -17,36 +16,6 @@ def wrapped(kind, **options):
     torch.manual_seed(0)
     target = KINDS[kind].make().double().eval()
     return Hypernet(target, samples=4, latent_dim=5, **options)
-
-
-@pytest.mark.parametrize("execution", ["loop", "vmap"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_run_equals_the_plain_modules(kind, execution):
-    hypernet = wrapped(kind, execution=execution)
-    inputs = KINDS[kind].inputs()
-    population = hypernet.sample(3)
-    if hypernet.executor.statistics:
-        hypernet.update_statistics([inputs[0]], population)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        outputs = hypernet.run(population, *inputs)
-    assert (isinstance(hypernet.executor.backend, Vmap)) == (execution == "vmap" and KINDS[kind].vmap)
-    for index, module in enumerate(hypernet.materialize(population)):
-        for ours, theirs in zip(leaves(outputs), leaves(module(*inputs)), strict=True):
-            assert torch.allclose(ours[index], theirs, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].vmap and KINDS[kind].vmap_training])
-def test_loop_equals_vmap_in_training(kind):
-    inputs = KINDS[kind].inputs()
-    gradients = []
-    for execution in ("loop", "vmap"):
-        hypernet = wrapped(kind, execution=execution).train()
-        outputs = hypernet(*inputs)
-        sum(leaf.square().sum() for leaf in leaves(outputs)).backward()
-        gradients.append([parameter.grad for parameter in hypernet.parameters()] + leaves(outputs))
-        assert isinstance(hypernet.executor.backend, Vmap if execution == "vmap" else Loop)
-    assert all(torch.allclose(one, other, rtol=1e-8, atol=1e-10) for one, other in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,34 @@
+"""The contract in every situation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from lightning_hypernet import Hypernet
+from tests.contract.agreement import agrees
+from tests.contract.situations import FAULTS, SITUATIONS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=FAULTS[name])) if name in FAULTS else name
+     for name in SITUATIONS],
+)  # fmt: skip
+def test_a_hypernet_agrees_with_its_plain_networks(name):
+    agrees(**vars(SITUATIONS[name]))
+
+
+@pytest.mark.xfail(strict=True, reason="networks get no statistics outside of norm layers before a training run was seen")
+@pytest.mark.filterwarnings("ignore:.*are no averages over batches")
+@pytest.mark.parametrize("way", ["population", "ensemble"])
+def test_statistics_are_estimated_before_any_training_run(way):
+    hypernet = Hypernet(parametrizations.spectral_norm(nn.Linear(4, 3)))
+    batches = [torch.randn(5, 4)]
+    if way == "population":
+        population = hypernet.sample(2)
+        hypernet.update_statistics(batches, population)
+        found = population.buffers
+    else:
+        found = hypernet.ensemble(2, loader=batches).statistics.tensors()
+    assert set(found) == {"parametrizations.weight.0._u", "parametrizations.weight.0._v"}

@@ -1,0 +1,64 @@
+"""U-Nets of segmentation_models_pytorch."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from tests.compat.exercise import MARKS, Case, curves, exercise
+
+smp = pytest.importorskip("segmentation_models_pytorch")
+pytestmark = MARKS
+
+
+class Segmenter(pl.LightningModule):
+    def __init__(self, encoder="resnet18", depth=3, loss=None, lr=1e-3):
+        super().__init__()
+        self.model = smp.Unet(encoder, encoder_depth=depth, encoder_weights=None, decoder_channels=(16, 8, 8)[:depth], classes=1)
+        self.loss, self.lr = loss or smp.losses.SoftBCEWithLogitsLoss(smooth_factor=0.0), lr
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.model(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.model(batch[0])
+        counts = smp.metrics.get_stats((logits > 0).long(), batch[1].long(), mode="binary")
+        self.log_dict({"loss": self.loss(logits, batch[1]), "iou": smp.metrics.iou_score(*counts, reduction="micro")})
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def squares(count, size=8):
+    """A bright square on noise, and where it is."""
+    torch.manual_seed(5)
+    batches = []
+    for _ in range(count):
+        x, y = torch.randn(size, 3, 32, 32), torch.zeros(size, 1, 32, 32)
+        for image, mask in zip(x, y, strict=True):
+            top, left = torch.randint(0, 20, (2,))
+            mask[:, top : top + 12, left : left + 12] = 1
+            image += mask
+        batches.append((x, y))
+    return batches
+
+
+@pytest.mark.parametrize("deal", ["inputs", "batch"])
+def test_unet(deal, tmp_path):
+    exercise(Case(Segmenter, squares(2), lambda batch: batch[:1], options={"deal": deal}), tmp_path)
+
+
+def test_unet_with_a_loss_over_the_batch(tmp_path):
+    def make():
+        return Segmenter(loss=smp.losses.DiceLoss("binary"))
+
+    exercise(Case(make, squares(2), lambda batch: batch[:1], options={"deal": "batch"}), tmp_path)
+
+
+def test_unet_learns_as_the_plain_one():
+    def make():
+        return Segmenter("tu-test_resnet", depth=3)
+
+    plain, ours = curves(Case(make, squares(20, 16), lambda batch: batch[:1], options={"samples": 4}), 200)
+    print([sum(one[at : at + 20]) / 20 for one in (plain, ours) for at in (0, 60, 120, 180)])

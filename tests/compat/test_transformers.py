@@ -1,0 +1,109 @@
+"""Models of transformers, called with labels: the loss is made inside the target."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from tests.compat.exercise import MARKS, Case, curves, exercise
+
+transformers = pytest.importorskip("transformers")
+pytestmark = MARKS
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
+DEALS = pytest.mark.parametrize("deal", ["inputs", "batch"])
+
+
+class Labelled(pl.LightningModule):
+    """As in transformers' own examples for Lightning: the batch is a mapping of the model's arguments."""
+
+    def __init__(self, model, lr=3e-3):
+        super().__init__()
+        self.model, self.lr = model, lr
+
+    def training_step(self, batch, batch_idx):
+        outputs = self.model(**batch)
+        self.log("train_loss", outputs.loss)
+        return outputs.loss
+
+    def validation_step(self, batch, batch_idx):
+        outputs = self.model(**batch)
+        self.log_dict({"loss": outputs.loss, "top": outputs.logits.max()})
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def bert():
+    config = transformers.BertConfig(vocab_size=24, max_position_embeddings=8, **SIZES)
+    return Labelled(transformers.BertForSequenceClassification(config))
+
+
+def sentences(count, size=8):
+    """The label is that of the second token; the last tokens may be padding."""
+    torch.manual_seed(5)
+    batches = []
+    for _ in range(count):
+        ids = torch.randint(1, 24, (size, 6))
+        mask = torch.ones_like(ids)
+        mask[::2, 4:] = 0
+        batches.append({"input_ids": ids * mask, "attention_mask": mask, "labels": ids[:, 1] % 3})
+    return batches
+
+
+def unlabelled(batch):
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+@DEALS
+def test_bert(deal, tmp_path):
+    exercise(Case(bert, sentences(2), unlabelled, options={"deal": deal}), tmp_path)
+
+
+@DEALS
+def test_bert_learns_as_the_plain_one(deal):
+    case = Case(bert, sentences(20, 32), unlabelled, options={"deal": deal, "samples": 4})
+    plain, ours = curves(case, 400)
+    print(deal, [sum(one[at : at + 20]) / 20 for one in (plain, ours) for at in (0, 100, 200, 300, 380)])
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=19, pad_token_id=0,
+        use_cache=False,
+    )  # fmt: skip
+    return Labelled(transformers.GPT2LMHeadModel(config))
+
+
+def texts(count):
+    torch.manual_seed(5)
+    batches = []
+    for _ in range(count):
+        ids = (torch.randint(0, 20, (8, 1)) + torch.arange(8)) % 20
+        batches.append({"input_ids": ids, "labels": ids.clone()})
+    return batches
+
+
+@DEALS
+def test_gpt2(deal, tmp_path):
+    hypernet = exercise(Case(gpt2, texts(2), unlabelled, options={"deal": deal}), tmp_path)
+    ids = texts(1)[0]["input_ids"][:, :3]
+    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    plains = hypernet.materialize(hypernet.member_population())
+    each = torch.stack([one.eval().generate(ids, **how) for one in plains])
+    print(hypernet.generate(ids, **how))
+    print(each)
+
+
+def vit():
+    return Labelled(transformers.ViTForImageClassification(transformers.ViTConfig(image_size=16, patch_size=8, **SIZES)))
+
+
+def images(count):
+    torch.manual_seed(5)
+    return [{"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.randint(0, 3, (8,))} for _ in range(count)]
+
+
+@DEALS
+def test_vit(deal, tmp_path):
+    exercise(Case(vit, images(2), unlabelled, options={"deal": deal}), tmp_path)

@@ -39,7 +39,9 @@ class Case:
         target: As in the callback.
         options: Of the callback.
         before_replay: Called with the module before a step is replayed with plain networks, to still what moves.
-        replay: Whether steps are replayed; not where they carry a state from one to the next.
+        replay: Whether steps are replayed; not where they carry a state from one to the next, or norm layers beside the target
+            see the joined outputs.
+        loaded: `inputs` of `from_checkpoint`, where batches do not reach the target as they are.
     """
 
     make: Callable[[], pl.LightningModule]
@@ -49,6 +51,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     before_replay: Callable[[Any], None] = lambda module: None
     replay: bool = True
+    loaded: Callable[[Any], Any] | None = None
 
     @property
     def loader(self) -> DataLoader:
@@ -173,15 +176,19 @@ class Replay(pl.Callback):
         ]
         runner = plains[0] if self.case.target == "." else module
         paths = () if self.case.target == "." else (self.case.target, *(self.callback.copies or ()))
-        kept = {name: vars(runner).get(name) for name in ("log", "log_dict")}
+        attributes, buffers = dict(vars(runner)), [(one, dict(one._buffers)) for one in runner.modules()]
         runner.log = runner.log_dict = lambda *args, **kwargs: None
         self.case.before_replay(runner)
         try:
-            with replaced(runner, dict(zip(paths, plains, strict=True)) if paths else {}):
+            with replaced(runner, dict(zip(paths, plains, strict=False))):
+                for one in runner.modules():
+                    one._buffers.update({name: None if value is None else value.clone() for name, value in one._buffers.items()})
                 result = type(self.pl_module).training_step(runner, part, self.batch_idx)
         finally:
-            for name, value in kept.items():
-                delattr(runner, name) if value is None else setattr(runner, name, value)
+            vars(runner).clear()
+            vars(runner).update(attributes)
+            for one, before in buffers:
+                one._buffers.update(before)
         return result["loss"] if isinstance(result, Mapping) else result
 
 
@@ -279,7 +286,7 @@ def exercise(case: Case, folder: Path) -> Hypernet:
     assert fresh == {name: near(value) for name, value in logged.items()}
     if leaves(returned):
         assert_same(returned_fresh, returned)
-    loaded = Hypernet.from_checkpoint(path, case.plain(), name=case.target, loader=case.loader)
+    loaded = Hypernet.from_checkpoint(path, case.plain(), name=case.target, loader=case.loader, inputs=case.loaded)
 
     # an ensemble of new networks, and plain modules
     for one in (hypernet, loaded):

@@ -64,13 +64,19 @@ def graphs():
     return list(DataLoader(made, batch_size=6))
 
 
+def arguments(data):
+    return data.x, data.edge_index, data.batch
+
+
 @pytest.mark.parametrize("layer", [GCNConv, GATConv])
 @pytest.mark.parametrize("pooled", [True, False])
 def test_classification(layer, pooled, tmp_path):
-    case = Case(
-        lambda: Graphs(Net(layer, pooled)), graphs(), lambda data: (data.x, data.edge_index, data.batch), options={"deal": "batch"}
-    )
-    exercise(case, tmp_path)
+    exercise(Case(lambda: Graphs(Net(layer, pooled)), graphs(), arguments, options={"deal": "batch"}, loaded=arguments), tmp_path)
+
+
+@pytest.mark.xfail(strict=True, reason="what a step takes of a batch by attribute is not followed: inputs= is asked for")
+def test_a_loader_of_graphs(tmp_path):
+    exercise(Case(lambda: Graphs(Net()), graphs(), arguments, options={"deal": "batch"}), tmp_path)
 
 
 class Nodes(Graphs):
@@ -80,11 +86,16 @@ class Nodes(Graphs):
         return F.cross_entropy(self.model(x=data.x, edge_index=data.edge_index), data.node_y)
 
 
+def named(data):
+    return {"x": data.x, "edge_index": data.edge_index}
+
+
 def test_a_model_of_the_packages_own(tmp_path):
     case = Case(
         lambda: Nodes(GCN(4, 8, 2, 3, norm="batch", dropout=0.1)),
         graphs(),
-        lambda data: {"x": data.x, "edge_index": data.edge_index},
+        named,
         options={"deal": "batch"},
+        loaded=named,
     )
     exercise(case, tmp_path)

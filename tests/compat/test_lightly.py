@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.compat.exercise import MARKS, Case, exercise
+from tests.test_callback import QUIET
 
 pytest.importorskip("lightly")
 from lightly.data import LightlyDataset  # noqa: E402
@@ -85,7 +86,9 @@ def test_a_loss_over_the_batch(make, transform, target, deal, validation, tmp_pa
 
 
 class Byol(pl.LightningModule):
-    """The momentum copy is moved at the beginning of each step."""
+    """The copies are moved at the beginning of each step."""
+
+    momentum = 0.99
 
     def __init__(self):
         super().__init__()
@@ -97,7 +100,6 @@ class Byol(pl.LightningModule):
         deactivate_requires_grad(self.backbone_momentum)
         deactivate_requires_grad(self.projection_head_momentum)
         self.criterion = NegativeCosineSimilarity()
-        self.momentum = 0.99
 
     def forward(self, x):
         return self.prediction_head(self.projection_head(self.backbone(x).flatten(start_dim=1)))
@@ -112,9 +114,12 @@ class Byol(pl.LightningModule):
         return 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
 
     def training_step(self, batch, batch_idx):
-        update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
-        update_momentum(self.projection_head, self.projection_head_momentum, m=self.momentum)
+        self.move(self.momentum)
         return self.loss(batch)
+
+    def move(self, momentum):
+        update_momentum(self.backbone, self.backbone_momentum, m=momentum)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=momentum)
 
     def validation_step(self, batch, batch_idx):
         self.log("loss", self.criterion(self(batch[0][0]), self(batch[0][1])), batch_size=len(batch[0][0]))
@@ -125,8 +130,13 @@ class Byol(pl.LightningModule):
         return torch.optim.SGD([one for one in self.parameters() if one.requires_grad], lr=0.06)
 
 
-def stand_still(module):
-    module.momentum = 1.0
+class Between(Byol):
+    """The copies are moved between steps, not in them: each network of a dealt out batch runs the step."""
+
+    momentum = 1.0
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.move(0.99)
 
 
 def small_byol():
@@ -134,7 +144,30 @@ def small_byol():
     return views(BYOLTransform(BYOLView1Transform(**blur), BYOLView2Transform(**blur)))
 
 
-@pytest.mark.parametrize("deal", ["batch", "inputs"])
-def test_byol(deal, tmp_path):
+@pytest.mark.parametrize(("make", "deal"), [(Byol, "inputs"), (Between, "inputs"), (Between, "batch")])
+def test_byol(make, deal, tmp_path):
+    """Dealt out by inputs, the heads normalise the joined outputs, which no plain network has."""
     options = {"deal": deal, "copies": ("backbone_momentum",)}
-    exercise(Case(Byol, small_byol(), lambda batch: (batch[0][0],), "backbone", options, stand_still, deal == "batch"), tmp_path)
+    exercise(Case(make, small_byol(), lambda batch: (batch[0][0],), "backbone", options, replay=deal == "batch"), tmp_path)
+
+
+@pytest.mark.parametrize(("deal", "times"), [("inputs", 1), ("batch", 2)])
+def test_the_momentum_copy_moves(deal, times):
+    """Where the step moves it, once for each time that the step runs."""
+
+    class Average(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            students = [one.detach().clone() for one in pl_module.backbone.generator.parameters()]
+            means = getattr(self, "means", students)
+            for _ in range(times):
+                means = [0.99 * mean + 0.01 * one for mean, one in zip(means, students, strict=True)]
+            self.means = means
+
+    average, case = Average(), Case(Byol, small_byol(), tuple, "backbone", {"deal": deal})
+    callback = case.callback()
+    trainer = pl.Trainer(**QUIET, max_epochs=4, callbacks=[callback, average], limit_val_batches=0)
+    module = case.module()
+    trainer.fit(module, case.loader)
+    assert [twin is module.backbone_momentum for twin in callback.twins] == [True]  # found without being named
+    for one, mean in zip(module.backbone_momentum.generator.parameters(), average.means, strict=True):
+        torch.testing.assert_close(one, mean, rtol=1e-5, atol=1e-6)

@@ -69,7 +69,7 @@ class Case:
         return self.make() if self.target == "." else self.make().get_submodule(self.target)
 
     def callback(self) -> HypernetCallback:
-        given = {"samples": 2, "members": 3, "execution": __import__("os").environ.get("COMPAT_EX","loop"), "generator": "compact", "diversity": {"entropy": 1e-3}}
+        given = {"samples": 2, "members": 3, "execution": "loop", "generator": "compact", "diversity": {"entropy": 1e-3}}
         return HypernetCallback(target=self.target, **{**given, **self.options})
 
     def call(self, module: Any, batch: Any) -> Any:
@@ -182,8 +182,8 @@ class Replay(pl.Callback):
         runner.log = runner.log_dict = lambda *args, **kwargs: None
         try:
             with replaced(runner, dict(zip(paths, plains, strict=False))):
-                for one in runner.modules():
-                    one._buffers.update({name: None if value is None else value.clone() for name, value in one._buffers.items()})
+                for one, before in [(one, one._buffers) for one in runner.modules()]:
+                    one._buffers.update({name: value.clone() for name, value in before.items() if value is not None})
                 result = type(self.pl_module).training_step(runner, part, self.batch_idx)
         finally:
             vars(runner).clear()
@@ -234,10 +234,10 @@ def exercise(case: Case, folder: Path) -> Hypernet:
         torch.testing.assert_close(straight.losses, straight.replayed, **TOLERANCE)
 
     # save and resume: as if training had not stopped
-    half, _, short, first = fitted(case, 1)
+    _, _, short, first = fitted(case, 1)
     path = folder / "half.ckpt"
     short.save_checkpoint(path)
-    resumed, again, longer, second = fitted(case, 2, ckpt_path=path)
+    resumed, _, longer, second = fitted(case, 2, ckpt_path=path)
     assert longer.global_step == 2 * count
     torch.testing.assert_close(first.losses + second.losses, straight.losses, rtol=1e-6, atol=1e-7)
     state = module.state_dict()
@@ -292,7 +292,6 @@ def exercise(case: Case, folder: Path) -> Hypernet:
     # an ensemble of new networks, and plain modules
     for one in (hypernet, loaded):
         check_ensemble(case, one.ensemble(4), batch, folder)
-    print("SYM", case.target, type(hypernet.target).__name__, hypernet.symmetries.unread or "read", hypernet.symmetries.groups.count)
     return hypernet
 
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from tests.compat.exercise import MARKS, Case, exercise
 
 pytest.importorskip("torch_geometric")
-from torch_geometric.data import Data  # noqa: E402
-from torch_geometric.loader import DataLoader  # noqa: E402
-from torch_geometric.nn import GATConv, GCNConv, global_mean_pool  # noqa: E402
-from torch_geometric.nn.models import GCN  # noqa: E402
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GATConv, GCNConv, global_mean_pool
+from torch_geometric.nn.models import GCN
 
 pytestmark = MARKS
 
@@ -71,7 +71,9 @@ def arguments(data):
 @pytest.mark.parametrize("layer", [GCNConv, GATConv])
 @pytest.mark.parametrize("pooled", [True, False])
 def test_classification(layer, pooled, tmp_path):
-    exercise(Case(lambda: Graphs(Net(layer, pooled)), graphs(), arguments, options={"deal": "batch"}, loaded=arguments), tmp_path)
+    exercise(
+        Case(lambda: Graphs(Net(layer, pooled)), graphs(), arguments, options={"deal": "batch"}, loaded=arguments), tmp_path
+    )
 
 
 @pytest.mark.xfail(strict=True, reason="what a step takes of a batch by attribute is not followed: inputs= is asked for")

@@ -11,13 +11,13 @@ from tests.compat.exercise import MARKS, Case, exercise
 from tests.test_callback import QUIET
 
 pytest.importorskip("lightly")
-from lightly.data import LightlyDataset  # noqa: E402
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss  # noqa: E402
-from lightly.models import modules as heads  # noqa: E402
-from lightly.models.utils import deactivate_requires_grad, update_momentum  # noqa: E402
-from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform, SimCLRTransform, VICRegTransform  # noqa: E402
-from torch.utils.data import default_collate  # noqa: E402
-from torchvision.datasets import FakeData  # noqa: E402
+from lightly.data import LightlyDataset
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss
+from lightly.models import modules as heads
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform, SimCLRTransform, VICRegTransform
+from torch.utils.data import default_collate
+from torchvision.datasets import FakeData
 
 pytestmark = MARKS
 SMALL = {"input_size": 16}
@@ -78,7 +78,8 @@ WAYS = [(target, "batch", validation) for target in ("backbone", ".") for valida
 
 @pytest.mark.parametrize(("target", "deal", "validation"), WAYS)
 @pytest.mark.parametrize(
-    ("make", "transform"), [(simclr, SimCLRTransform(**SMALL, gaussian_blur=0.0)), (vicreg, VICRegTransform(**SMALL, gaussian_blur=0.0))]
+    ("make", "transform"),
+    [(simclr, SimCLRTransform(**SMALL, gaussian_blur=0.0)), (vicreg, VICRegTransform(**SMALL, gaussian_blur=0.0))],
 )
 def test_a_loss_over_the_batch(make, transform, target, deal, validation, tmp_path):
     options = {"deal": deal, "validation": validation}

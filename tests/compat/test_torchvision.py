@@ -8,10 +8,9 @@ from torch import nn
 from tests.compat.exercise import MARKS, Case, exercise
 
 pytest.importorskip("torchvision")
-from torchvision.models import detection, resnet18  # noqa: E402
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, FasterRCNN, TwoMLPHead  # noqa: E402
-from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
 
 pytestmark = MARKS
 

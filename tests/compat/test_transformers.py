@@ -149,6 +149,6 @@ def images(count):
     return [{"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.randint(0, 3, (8,))} for _ in range(count)]
 
 
-@DEALS
-def test_vit(deal, tmp_path):
-    exercise(Case(vit, images(2), unlabelled, options={"deal": deal}), tmp_path)
+@pytest.mark.parametrize(("deal", "execution"), [("inputs", "loop"), ("inputs", "vmap"), ("batch", "loop")])
+def test_vit(deal, execution, tmp_path):
+    exercise(Case(vit, images(2), unlabelled, options={"deal": deal, "execution": execution}), tmp_path)

@@ -149,6 +149,7 @@ def images(count):
     return [{"pixel_values": torch.randn(8, 3, 16, 16), "labels": torch.randint(0, 3, (8,))} for _ in range(count)]
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch, of attention under vmap
 @pytest.mark.parametrize(("deal", "execution"), [("inputs", "loop"), ("inputs", "vmap"), ("batch", "loop")])
 def test_vit(deal, execution, tmp_path):
     exercise(Case(vit, images(2), unlabelled, options={"deal": deal, "execution": execution}), tmp_path)

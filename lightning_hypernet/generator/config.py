@@ -128,7 +128,7 @@ class GeneratorConfig:
         raise ValueError(f"target must be mnist, cifar_lenet or cifar_resnet32, not {target!r}")
 
     @classmethod
-    def pretrained(cls, gain: float = 0.05) -> GeneratorConfig:
+    def pretrained(cls, gain: float = 0.01) -> GeneratorConfig:
         """Start around the target's own weights; `gain` is the relative size of the first deviations from them."""
         return cls(start="pretrained", gain=gain)
 

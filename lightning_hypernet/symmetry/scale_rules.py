@@ -152,11 +152,18 @@ def _read_leaf(shadow: Shadow, value: Any, kept: Sequence[int]) -> Tensor:
     return shadow.write(value, shape).reshape(shape).expand(value.shape)
 
 
+def _share_statistics(shadow: Shadow, running: Any, ids: Tensor) -> None:
+    """What several calls of one layer read scales together, since it keeps one set of running statistics for all."""
+    if running is not None:
+        flat = ids.reshape(-1)
+        shadow.unite(flat, shadow.normalised.setdefault(id(running), flat))
+
+
 def _batch_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     ids = _read_leaf(shadow, args[0], [1])
     if frozen(shadow, args):
         shadow.pin(Ids(ids))
-    shadow.merge(ids, [dim for dim in range(ids.ndim) if dim != 1])
+    _share_statistics(shadow, args[3], shadow.merge(ids, [dim for dim in range(ids.ndim) if dim != 1]))
     meta = meta[0] if isinstance(meta, (tuple, list)) else meta
     written = _affine(shadow, args[1], args[2], ids.shape[1])
     return Ids(written.reshape(1, -1, *(1,) * (ids.ndim - 2)).expand(meta.shape))
@@ -166,7 +173,7 @@ def _instance_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:
     ids = _read_leaf(shadow, args[0], [0, 1])
     if frozen(shadow, args):
         shadow.pin(Ids(ids))
-    shadow.merge(ids, list(range(2, ids.ndim)))
+    _share_statistics(shadow, args[3], shadow.merge(ids, list(range(2, ids.ndim)))[:1])
     written = _affine(shadow, args[1], args[2], ids.shape[1])
     return Ids(written.reshape(1, -1, *(1,) * (ids.ndim - 2)).expand(meta.shape))
 

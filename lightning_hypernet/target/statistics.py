@@ -150,8 +150,6 @@ class Statistics:
         for name in self._others_of_norms(after):
             if total[name].dtype.is_floating_point:
                 total[name][index] += (after[name] - total[name][index]) / seen
-            else:
-                total[name][index] = seen
         for name, share in shares.items():
             if after[name].shape != total[name].shape[1:]:
                 continue

@@ -76,7 +76,6 @@ def test_classification(layer, pooled, tmp_path):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="what a step takes of a batch by attribute is not followed: inputs= is asked for")
 def test_a_loader_of_graphs(tmp_path):
     exercise(Case(lambda: Graphs(Net()), graphs(), arguments, options={"deal": "batch"}), tmp_path)
 

@@ -133,7 +133,6 @@ def prompts():
     return texts(1)[0]["input_ids"][:, :3].clone()
 
 
-@pytest.mark.xfail(strict=True, reason="a second method on inputs of its own is taken for a chain of parts")
 def test_generate_after_forward_warns_of_nothing():
     hypernet = Hypernet(gpt2().model, members=2, generator="compact").eval()
     with torch.no_grad():

@@ -31,12 +31,3 @@ CASES = {
 SITUATIONS = {name: replace(case, gauge=name in GAUGED) for name, case in CASES.items()}
 assert len(SITUATIONS) == len(KINDS) + len(KEEPING) + len(TAKING) + len(MADE_OF), "a name is taken twice"
 assert set(GAUGED) <= set(SITUATIONS), set(GAUGED) - set(SITUATIONS)
-
-FAULTS = {
-    "shared_norm": "the statistics of a norm layer that is called twice are those of its last call",
-    "hooks": "vmap does not call full backward hooks",
-    "old_spectral_norm": "Ensemble.load drops the versions of the target's state",
-    "own_copy": "a Hypernet is copied by the target's own way, without its weights",
-    "instance_norm_with_statistics": "the batches of an instance norm are counted, which torch does not",
-    "scripted_and_generated": "a target that is scripted as a whole stops with torch's own error",
-}

@@ -7,19 +7,14 @@ from torch.nn.utils import parametrizations
 
 from lightning_hypernet import Hypernet
 from tests.contract.agreement import agrees
-from tests.contract.situations import FAULTS, SITUATIONS
+from tests.contract.situations import SITUATIONS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=FAULTS[name])) if name in FAULTS else name
-     for name in SITUATIONS],
-)  # fmt: skip
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_a_hypernet_agrees_with_its_plain_networks(name):
     agrees(**vars(SITUATIONS[name]))
 
 
-@pytest.mark.xfail(strict=True, reason="networks get no statistics outside of norm layers before a training run was seen")
 @pytest.mark.filterwarnings("ignore:.*are no averages over batches")
 @pytest.mark.parametrize("way", ["population", "ensemble"])
 def test_statistics_are_estimated_before_any_training_run(way):

@@ -28,7 +28,7 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, plain_options
+from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, counts_of, plain_options
 from lightning_hypernet.target.reduction import check_reduction, refuse_regression
 from lightning_hypernet.training_step import (
     Split,
@@ -40,6 +40,7 @@ from lightning_hypernet.training_step import (
     manual_step,
     targets_of,
 )
+from lightning_hypernet.values import choice, guess, texts, unknown
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Base = pl.Callback
@@ -115,12 +116,16 @@ class HypernetCallback(_Base):
             given = {name: value for name, value in hypernet_options.items() if plain[name] != default.get(name)}
             hypernet_options = {**hypernet_options, **options, **given}
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
-        unknown = sorted(set(hypernet_options) - set(known))
-        if unknown:
-            raise TypeError(f"HypernetCallback has no options {', '.join(unknown)}; there are {', '.join(known)}")
+        wrong = unknown("HypernetCallback", hypernet_options, known)
+        if wrong:
+            raise TypeError(wrong)
+        if not isinstance(target, str):
+            raise TypeError(f"target must be the path of a module, as 'model', or '.', not {target!r}")
+        if context is not None and not callable(context):
+            raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
         self.target = target
         self.plugins = tuple(plugins)
-        self.hypernet_options = hypernet_options
+        self.hypernet_options = {**hypernet_options, **counts_of(hypernet_options)}
         self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
@@ -129,11 +134,13 @@ class HypernetCallback(_Base):
         self._twins: list[str] = []
         self._drawn: Population | None = None  # until the backward pass is over
         if deal not in ("inputs", "batch") and not callable(deal):
-            raise ValueError(f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}")
-        if validation not in ("ensemble", "members"):
-            raise ValueError(f"validation must be 'ensemble' or 'members', not {validation!r}")
+            near = guess(deal, ("inputs", "batch"))
+            raise ValueError(
+                f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}{near}"
+            )
+        choice("validation", validation, ("ensemble", "members"))
         self.deal, self.validation = deal, validation
-        self.copies = (copies,) if isinstance(copies, str) else copies
+        self.copies = None if copies is None else texts("copies", copies)
         self._asked()  # a mistake is told here, not when training starts
         check_options_of_hypernet(hypernet_options, Plugins(self.plugins))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.values import real
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Module = pl.LightningModule
@@ -70,8 +71,12 @@ class Distillation(_Module):
         self, ensemble: Ensemble, student: nn.Module, lr: float = 1e-3, temperature: float = 2.0, alpha: float = 0.9
     ) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1 or temperature <= 0:
-            raise ValueError(f"alpha must lie in 0 to 1 and temperature above 0, not {alpha} and {temperature}")
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a module that gives logits, not {student!r}")
+        if not isinstance(ensemble, Ensemble):
+            raise TypeError(f"ensemble must be an Ensemble, as hypernet.ensemble(10) gives, not a {type(ensemble).__name__}")
+        alpha, temperature = real("alpha", alpha, 0, 1), real("temperature", temperature, 0, above=True)
+        lr = real("lr", lr, 0, above=True)
         self.student = student.train()  # an average comes in evaluation mode, and Lightning leaves modes as they are
         self.lr, self.temperature, self.alpha = lr, temperature, alpha
         self._teacher = [ensemble]  # a list, so that neither checkpoints nor optimizers hold it

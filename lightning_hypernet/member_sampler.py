@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.members import Members, warn_of_statistics
-from lightning_hypernet.population import Population
+from lightning_hypernet.population import Population, check_population
 from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_followed
@@ -33,12 +33,13 @@ class MemberSampler(Sampler):
         Args:
             population: S networks.
             args: Arguments of the target.
-            chunk_size: Networks that vmap runs at once; all by default.
+            chunk_size: Networks that vmap runs at once, 1 or more; all by default.
             kwargs: Keyword arguments of the target.
 
         Returns:
             What the target returns, every tensor with a leading axis ``(S, ...)``.
         """
+        check_population(population, self.banks.shapes)
         if not self.training:
             self.members.complete(self.executor, population)
         arguments = self.executor.plans.arguments(self.target, args, kwargs)
@@ -46,6 +47,7 @@ class MemberSampler(Sampler):
 
     def materialize(self, population: Population) -> list[nn.Module]:
         """Turn every network into a plain copy of the target, whose state dict fits an unwrapped target strictly."""
+        check_population(population, self.banks.shapes)
         self.members.complete(self.executor, population)
         return self.executor.materialize_all(population.weights, population.buffers)
 
@@ -139,6 +141,8 @@ class MemberSampler(Sampler):
         Raises:
             ValueError: If there are no batches, or it is not clear how they reach the target.
         """
+        if population is not None:
+            check_population(population, self.banks.shapes)
         read = None if batches is None else self._inputs(batches, inputs)
         if population is not None:
             population.networks.buffers = {}

@@ -23,6 +23,7 @@ from lightning_hypernet.symmetry import gauge
 from lightning_hypernet.target import backends, layers
 from lightning_hypernet.target.backends import Backend
 from lightning_hypernet.target.filters import Rule
+from lightning_hypernet.values import read_options, real
 
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
@@ -242,16 +243,23 @@ class Plugins:
             ValueError: If a name is unknown.
             TypeError: If the arguments do not fit the loss.
         """
-        names = (diversity,) if isinstance(diversity, str) else diversity or ()
+        names = (diversity,) if isinstance(diversity, str) else () if diversity is None else diversity
+        if not isinstance(names, (Mapping, tuple, list)):
+            kind = "an instance" if isinstance(diversity, nn.Module) else repr(diversity)
+            raise TypeError(
+                f"diversity must be a name, a list of names, or a mapping of names to weights or options, not {kind}; register "
+                "a loss of your own with a plug-in and choose it by its name"
+            )
         chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
         losses, weights, arguments = {}, {}, {}
         for name, options in chosen.items():
             loss = self.losses.find(name)
             given = dict(options) if isinstance(options, Mapping) else {"weight": options}
-            weight = given.pop("weight", loss.default_weight)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-                raise TypeError(f"the weight of the diversity loss {name!r} must be a number, not {weight!r}")
-            weights[name], arguments[name] = float(weight), given
+            try:
+                weights[name] = real(f"the weight of the diversity loss {name!r}", given.pop("weight", loss.default_weight))
+            except ValueError as error:
+                raise TypeError(str(error)) from None
+            arguments[name] = given = read_options(loss, given)
             losses[name] = made("diversity loss", name, loss, **given)
         return WeightedDiversity(losses, weights, arguments)
 

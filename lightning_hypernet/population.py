@@ -206,6 +206,23 @@ class Population:
         return (spread / size.clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
 
 
+def check_population(population: Any, shapes: Mapping[str, Any] | None = None) -> None:
+    """See that networks are a population, and of a target.
+
+    Args:
+        population: What was given.
+        shapes: The shapes of the target's parameters; None: of any target.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is of another target.
+    """
+    if not isinstance(population, Population):
+        raise TypeError(f"the networks must be a population, as hypernet.sample(5) gives, not a {type(population).__name__}")
+    if shapes is not None and population.banks.shapes != shapes:
+        raise ValueError("the population is of another target: take one that this Hypernet has sampled")
+
+
 def some_parameters(weights: Mapping[str, Tensor], coordinates: int | None, seed: int) -> list[str]:
     """The names of parameters, drawn as a whole, that hold as many coordinates as are wanted, or of all.
 

@@ -64,6 +64,7 @@ from lightning_hypernet.metrics import (
 )
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.symmetry.gauge import Gauge
+from tests.open_inputs import OPEN
 from tests.targets import OddLayer
 
 NAN, INF = math.nan, math.inf
@@ -852,7 +853,13 @@ def limit():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize(("call", "essentials", "error"), BAD)
+def known(cases):
+    """The cases; those that are open must fail, so that each leaves the list when it is mended."""
+    return [pytest.param(*one.values, id=one.id, marks=pytest.mark.xfail(strict=True, reason="not told well yet"))
+            if one.id in OPEN else one for one in cases]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "essentials", "error"), known(BAD))
 def test_bad_input_is_told(call, essentials, error, files, limit, monkeypatch):
     monkeypatch.chdir(files)
     try:
@@ -994,7 +1001,7 @@ GOOD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "expected"), GOOD)
+@pytest.mark.parametrize(("call", "expected"), known(GOOD))
 def test_what_looks_odd_and_is_right(call, expected, files, limit, monkeypatch):
     monkeypatch.chdir(files)
     assert call() == expected

@@ -71,8 +71,9 @@ class WeightedDiversity(nn.Module):
             if not isinstance(value, Tensor) or value.ndim:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"the diversity loss {name!r} must return a scalar tensor, not {shape}")
-            if value.isnan():
-                raise ValueError(f"the diversity loss {name!r} is NaN; lower its weight or the learning rate")
+            if not value.isfinite():
+                kind = "NaN" if value.isnan() else "infinite"
+                raise ValueError(f"the diversity loss {name!r} is {kind}; lower its weight or the learning rate")
             values[name] = value
         return values
 

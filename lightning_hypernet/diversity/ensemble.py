@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.reduction import reduce_outputs, refuse_regression
+from lightning_hypernet.values import choice, guess, switch
 
 
 class EnsembleLoss(DiversityLoss):
@@ -43,12 +44,13 @@ class EnsembleLoss(DiversityLoss):
         dim: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(loss, str) and not hasattr(F, loss):
-            raise ValueError(f"torch.nn.functional has no loss {loss!r}")
-        if join not in ("log_mean_prob", "mean"):
-            raise ValueError(f"join must be 'log_mean_prob' or 'mean', not {join!r}")
+        if isinstance(loss, str) and not callable(getattr(F, loss, None)):
+            raise ValueError(f"torch.nn.functional has no loss {loss!r}{guess(loss, dir(F))}")
+        if not (isinstance(loss, str) or callable(loss)):
+            raise TypeError(f"loss must be a function of outputs and targets or its name in torch.nn.functional, not {loss!r}")
+        choice("join", join, ("log_mean_prob", "mean"))
         self.loss: Callable[[Tensor, Tensor], Tensor] = getattr(F, loss) if isinstance(loss, str) else loss
-        self.join, self.relative, self.dim = join, relative, dim
+        self.join, self.relative, self.dim = join, switch("relative", relative), dim
 
     def forward(self, population: Population) -> Tensor:
         """Map a population with targets to the loss of its joined prediction."""

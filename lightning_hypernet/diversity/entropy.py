@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population, some_parameters
+from lightning_hypernet.values import whole
 
 _CHUNK = 1 << 14
 """Columns read at once."""
@@ -20,7 +21,7 @@ _CHUNK = 1 << 14
 def check_norm(p: int) -> None:
     """Raise a ValueError unless distances of this kind can be measured."""
     if p not in (1, 2):
-        raise ValueError(f"p must be 1 or 2, not {p}")
+        raise ValueError(f"p must be 1 or 2, not {p!r}")
 
 
 def _ranks(all_ranks: bool) -> int:
@@ -186,9 +187,9 @@ class Entropy(DiversityLoss):
     def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
         check_norm(p)
-        if coordinates is not None and coordinates < 1:
-            raise ValueError(f"coordinates must be 1 or more, not {coordinates}")
-        self.p, self.coordinates, self.samples = p, coordinates, samples
+        self.p = p
+        self.coordinates = None if coordinates is None else whole("coordinates", coordinates)
+        self.samples = None if samples is None else whole("samples", samples, 2)
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))
 
     def forward(self, population: Population) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
+from lightning_hypernet.values import choice, real, whole
 
 
 class MutualInformation(DiversityLoss):
@@ -46,11 +47,10 @@ class MutualInformation(DiversityLoss):
         noise: float = 0.0,
     ) -> None:
         super().__init__()
-        if reads not in ("weights", "outputs"):
-            raise ValueError(f"reads must be 'weights' or 'outputs', not {reads!r}")
-        if latent not in ("continuous", "component"):
-            raise ValueError(f"latent must be 'continuous' or 'component', not {latent!r}")
-        self.reads, self.latent, self.coordinates, self.hidden, self.noise = reads, latent, coordinates, hidden, noise
+        self.reads = choice("reads", reads, ("weights", "outputs"))
+        self.latent = choice("latent", latent, ("continuous", "component"))
+        self.coordinates = None if coordinates is None else whole("coordinates", coordinates)
+        self.hidden, self.noise = whole("hidden", hidden), real("noise", noise, least=0)
         self.q = nn.Sequential()
         self.log_std: nn.Parameter | None = None
 

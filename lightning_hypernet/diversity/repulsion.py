@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
+from lightning_hypernet.values import choice, real
 
 
 class Repulsion(DiversityLoss):
@@ -42,11 +43,9 @@ class Repulsion(DiversityLoss):
         eta: float = 0.1,
     ) -> None:
         super().__init__()
-        if method not in ("kde", "svgd", "gfsf"):
-            raise ValueError(f"method must be 'kde', 'svgd' or 'gfsf', not {method!r}")
-        if space not in ("weights", "outputs"):
-            raise ValueError(f"space must be 'weights' or 'outputs', not {space!r}")
-        self.method, self.space, self.eta = method, space, eta
+        self.method = choice("method", method, ("kde", "svgd", "gfsf"))
+        self.space = choice("space", space, ("weights", "outputs"))
+        self.eta = real("eta", eta, least=0, above=True)
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to how crowded it is."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_hypernet.metrics.base import MeanScore, PopulationMetric
+from lightning_hypernet.values import choice
 
 
 class MemberAccuracy(PopulationMetric):
@@ -27,9 +28,7 @@ class MemberAccuracy(PopulationMetric):
 
     def __init__(self, reduce: Literal["mean", "best", "none"] = "mean", **options: Any) -> None:
         super().__init__(**options)
-        if reduce not in ("mean", "best", "none"):
-            raise ValueError(f"reduce must be 'mean', 'best' or 'none', not {reduce!r}")
-        self.reduce = reduce
+        self.reduce = choice("reduce", reduce, ("mean", "best", "none"))
         self.add_state("correct", torch.zeros(1, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -73,9 +72,7 @@ class EnsembleAccuracy(MeanScore):
 
     def __init__(self, vote: Literal["mean", "majority"] = "mean", **options: Any) -> None:
         super().__init__(**options)
-        if vote not in ("mean", "majority"):
-            raise ValueError(f"vote must be 'mean' or 'majority', not {vote!r}")
-        self.vote = vote
+        self.vote = choice("vote", vote, ("mean", "majority"))
 
     def score(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         """1 for every example that is right, ``(batch,)``."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.metrics.base import Mean
-from lightning_hypernet.population import Population
+from lightning_hypernet.population import Population, check_population
 
 
 class _PairsOfNetworks(Mean):
@@ -29,6 +29,7 @@ class _PairsOfNetworks(Mean):
         Raises:
             ValueError: If it is a single network.
         """
+        check_population(population)
         if len(population) < 2:
             raise ValueError("pairs need two networks or more, not 1")
         for index in range(1, len(population)):

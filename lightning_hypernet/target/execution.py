@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
 import threading
 import warnings
@@ -29,6 +30,7 @@ from lightning_hypernet.target.places import Placeholder, filled, find_places
 from lightning_hypernet.target.plans import Plans
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
+from lightning_hypernet.values import whole
 
 
 class Executor:
@@ -151,6 +153,12 @@ class Executor:
 
     def read(self, batches: Iterable[Any], device: torch.device, inputs: InputsOf | None = None) -> Iterator[Arguments]:
         """What the batches of a loader are to the target, as `Feed.read` gives it."""
+        if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Tensor)):
+            raise TypeError(
+                f"a loader gives batches of training data, one after the other; a {type(batches).__name__} does not"
+            )
+        if isinstance(batches, (itertools.cycle, itertools.repeat, itertools.count)):
+            raise ValueError(f"the loader, {type(batches).__name__}, never ends: pass a part of it, as itertools.islice gives")
         return self.feed.read(batches, device, self.target, inputs, self.plans.batch_dim)
 
     def stacked(self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None) -> Any:
@@ -165,6 +173,8 @@ class Executor:
         Raises:
             TypeError: If the target can't run and none of its inputs is a floating-point tensor.
         """
+        if chunk_size is not None:
+            chunk_size = whole("chunk_size", chunk_size)
         outputs, used = self._run(networks, arguments, method, chunk_size)
         return _tied(stack(outputs), used, len(outputs))
 

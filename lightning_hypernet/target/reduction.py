@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from lightning_hypernet.target.joining import PerNetwork
+from lightning_hypernet.values import guess, number
 
 Reduction = str | Mapping[str, Any] | None
 """``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None; or a mapping with the ``name`` and ``dim``, the axis of classes."""
@@ -30,8 +31,11 @@ def check_reduction(reduce: Any) -> tuple[str | None, int | None]:
     """
     options = dict(reduce) if isinstance(reduce, Mapping) else {"name": reduce}
     name, dim = options.pop("name", None), options.pop("dim", None)
-    if name not in REDUCTIONS or options or not (dim is None or (isinstance(dim, int) and not isinstance(dim, bool))):
-        raise ValueError(f"reduce must be one of {REDUCTIONS}, or a mapping with such a name and dim, not {reduce!r}")
+    dim = number(dim)
+    known = isinstance(name, (str, type(None))) and name in REDUCTIONS
+    if not known or options or not (dim is None or (isinstance(dim, int) and not isinstance(dim, bool))):
+        near = guess(name, REDUCTIONS) or guess(next(iter(options), ""), ("dim",))
+        raise ValueError(f"reduce must be one of {REDUCTIONS}, or a mapping with such a name and dim, not {reduce!r}{near}")
     return name, dim
 
 

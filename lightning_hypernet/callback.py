@@ -125,7 +125,8 @@ class HypernetCallback(_Base):
             raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
         self.target = target
         self.plugins = tuple(plugins)
-        self.hypernet_options = {**hypernet_options, **counts_of(hypernet_options)}
+        hypernet_options.update(counts_of(hypernet_options))
+        self.hypernet_options = hypernet_options
         self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None

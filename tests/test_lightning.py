@@ -241,7 +241,7 @@ def test_losses_that_are_not_finite():
 @pytest.mark.parametrize(
     "options",
     [
-        {"samples": 0}, {"samples": "8"}, {"samples": 2.5}, {"members": -1}, {"latent_dim": 0}, {"components": True},
+        {"samples": 0}, {"samples": "eight"}, {"samples": 2.5}, {"members": -1}, {"latent_dim": 0}, {"components": True},
         {"context_dim": -1}, {"reduce": "average"}, {"prior": "gaussian"}, {"prior": {"name": "uniform", "low": 1}},
         {"generator": "small"}, {"generator": {"hiden": 3}}, {"generator": {"extractor": "cnn"}}, {"gauge": "norm"},
         {"execution": "jit"}, {"distribution": "flow"}, {"deal": "data"}, {"validation": "all"}, {"batch_dim": -1},
@@ -420,7 +420,7 @@ def test_what_plain_training_would_not_decay_does_not():
         {id(one) for group in groups if group["weight_decay"] == decay for one in group["params"]} for decay in (0.1, 0.0)
     )
     for index, bank in enumerate(hypernet.banks):
-        offset = hypernet.generator.weight_generators[index].offset
+        offset = hypernet.generator.weight_generators[index].means
         names = {slot.parameter for slot in bank.slots}
         assert id(offset) in (spared if names <= {"token", "norm.weight", "norm.bias"} else decayed), names
     assert {"token"} in [{slot.parameter for slot in bank.slots} for bank in hypernet.banks]

@@ -234,7 +234,7 @@ def test_bad_configurations(options, message):
 
 
 def test_the_configuration_names_what_there_is():
-    with pytest.raises(ValueError, match=f"activation must be one of {', '.join(ACTIVATIONS)}, not '-'"):
+    with pytest.raises(ValueError, match=f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, not '-'"):
         GeneratorConfig(activation="-")
 
 

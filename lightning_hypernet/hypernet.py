@@ -295,11 +295,13 @@ def check_target(target: Any) -> None:
 
     Raises:
         TypeError: If it is not.
+        ValueError: If it was scripted or traced as a whole.
     """
     if not isinstance(target, nn.Module):
         what = f"the class {target.__name__}: make an instance" if isinstance(target, type) else repr(target)
         raise TypeError(f"the target must be a module, not {what}")
     if isinstance(target, torch.jit.ScriptModule):
-        raise TypeError("the target is a module that was scripted or traced as a whole: wrap it before torch.jit")
+        names = ", ".join(name for name, _ in target.named_parameters())
+        raise ValueError(f"{names} belong to modules that were scripted or traced as a whole: wrap the target before torch.jit")
     if isinstance(target, Hypernet):
         raise TypeError("the target is a Hypernet already; wrap the module that it was made from")

@@ -52,6 +52,8 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
     read = number(value)
     fits = isinstance(read, Real) and not isinstance(read, bool) and math.isfinite(read)
     if not fits or not least <= read <= most or (above and read == least):
+        if math.isfinite(least) and math.isfinite(most):
+            raise ValueError(f"{name} must lie in {least:g} to {most:g}, not {_shown(value)}")
         low = "" if least == -math.inf else f", above {least:g}" if above else f", {least:g} or more"
         high = "" if most == math.inf else f", {most:g} or less"
         raise ValueError(f"{name} must be a number{low}{high}, not {_shown(value)}")

@@ -419,7 +419,7 @@ def test_optimizers_that_miss_the_generator():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="unknown diversity loss 'entropie'"):
         HypernetCallback(diversity="entropie")
-    with pytest.raises(TypeError, match="has no options sample; there are example_inputs, latent_dim"):
+    with pytest.raises(TypeError, match="has no option sample; did you mean .samples.. there are example_inputs, latent_dim"):
         HypernetCallback(sample=3)
     with pytest.raises(ValueError, match="Classifier has no module 'net'; set target to one of model, model.0"):
         fit(Classifier(), callback=HypernetCallback(target="net"))

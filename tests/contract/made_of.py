@@ -238,7 +238,7 @@ MADE_OF = {
     "lazy": What(lazy, CURVES),
     "scripted_function": What(lambda: Function(lambda net, x: scripted(net.layer(x), 2), layer=nn.Linear(3, 4)), VECTORS),
     "scripted_part": What(with_script, VECTORS),
-    "scripted_and_generated": What(lambda: torch.jit.script(nn.Linear(3, 4)), VECTORS, refuses={"wrapping": "was scripted"}),
+    "scripted_and_generated": What(lambda: torch.jit.script(nn.Linear(3, 4)), VECTORS, refuses={"wrapping": "were scripted"}),
     "symmetric_weights": What(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), symmetric()), VECTORS),
     "batch_norm_cumulative": What(norms(nn.BatchNorm1d, momentum=None), CURVES),
     "batch_norm_without_scale": What(norms(nn.BatchNorm1d, affine=False), CURVES),

@@ -43,6 +43,7 @@ def test_training_lowers_the_loss(kind):
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
+@pytest.mark.filterwarnings("ignore:.*are no averages over batches")
 @pytest.mark.parametrize("kind", KINDS)
 def test_exports_load_into_the_plain_target(kind):
     hypernet = wrapped(kind)

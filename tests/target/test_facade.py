@@ -364,10 +364,10 @@ class Mine(Hypernet):
     """A subclass that makes its target itself."""
 
     def __init__(self):
-        super().__init__(nn.Sequential(nn.Linear(3, 3)), samples=2)
+        super().__init__(nn.Sequential(nn.Linear(3, 3)), samples=2, execution="loop")
 
 
-@pytest.mark.parametrize("make", [lambda: Hypernet(nn.Sequential(nn.Linear(3, 3))), Mine])
+@pytest.mark.parametrize("make", [lambda: Hypernet(nn.Sequential(nn.Linear(3, 3)), execution="loop"), Mine])
 def test_containers_are_copied_and_pickled(make):
     hypernet = make().eval()
     x = torch.randn(4, 3)

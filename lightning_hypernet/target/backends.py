@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_hypernet.markers import hookimpl
@@ -89,10 +89,9 @@ class Vmap(Backend):
         weights = {name: habits.weight(value[:count]) for name, value in networks.weights.items()}
         leaves = [habits.input(leaf) for leaf in arguments.stacked()]
         structure: list[Any] = []
-        (replica,) = taken = replicas.take(1)
-        if torch.is_grad_enabled() and any(one._backward_hooks or one._backward_pre_hooks for one in replica.module.modules()):
-            replicas.give_back(taken)
+        if torch.is_grad_enabled() and _has_backward_hooks(replicas.template):
             raise RuntimeError("vmap does not call its backward hooks")
+        (replica,) = taken = replicas.take(1)
         watch = habits.watch
         names = replica.own_buffers() if watch is not None else habits.changing or frozenset()
         stacked = {name: value[:count] for name, value in networks.stacked_buffers(list(names)).items()}
@@ -130,6 +129,14 @@ class Vmap(Backend):
             row = iter([column[index] for column in columns])
             outputs.append(tree_unflatten([next(row) if isinstance(leaf, Tensor) else leaf for leaf in flat], spec))
         return outputs
+
+
+def _has_backward_hooks(target: nn.Module) -> bool:
+    """Whether modules of a target, or all modules there are, have hooks that are called in the backward pass."""
+    everywhere = torch.nn.modules.module
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        return True
+    return any(one._backward_hooks or one._backward_pre_hooks for one in target.modules())
 
 
 BACKENDS: dict[str, Backend] = {"loop": Loop(), "vmap": Vmap()}

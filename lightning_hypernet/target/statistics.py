@@ -36,11 +36,11 @@ class Statistics:
         self._replicas = replicas
         modules = replicas.template.named_modules()
         self._norms = {path: one for path, one in modules if isinstance(one, _NormBase) and one.track_running_stats}
-        # Their cumulative average is over calls, as torch computes it where there is no momentum.
+        # Of torch's own the cumulative average is over calls, as torch computes it where there is no momentum.
         self._batch_norms = {
             path: [f"{path}.{name}" if path else name for name, _ in one.named_buffers(recurse=False)]
             for path, one in self._norms.items()
-            if isinstance(one, _BatchNorm)
+            if isinstance(one, _BatchNorm) and type(one).forward is _BatchNorm.forward
         }
         self._begun: set[tuple[str, int]] = set()
         self._plain = [name for name, _ in replicas.template.named_buffers() if name not in self.norms()]
@@ -138,18 +138,21 @@ class Statistics:
         """Take one batch of one network in."""
         shares = self._shares or {}
         carried = {name: total[name][index] for name, share in shares.items() if share is None}
-        for path, names in self._batch_norms.items():
+        counted = {path: names for path, names in self._batch_norms.items() if path not in self.frozen}
+        for path, names in counted.items():
             begun = (path, index) in self._begun
             carried |= {name: total[name][index] if begun else torch.zeros_like(total[name][index]) for name in names}
         own, after = self._of_one(row, arguments, carried)
-        for path, names in self._batch_norms.items():
-            if path not in self.frozen and all(name in after for name in names) and after[names[-1]] > 0:
+        for path, names in counted.items():
+            if all(name in after for name in names) and after[names[-1]] > 0:
                 self._begun.add((path, index))
                 for name in names:
                     total[name][index] = after[name]
         for name in self._others_of_norms(after):
             if total[name].dtype.is_floating_point:
                 total[name][index] += (after[name] - total[name][index]) / seen
+            elif not torch.equal(after[name], own[name]):
+                total[name][index] = seen
         for name, share in shares.items():
             if after[name].shape != total[name].shape[1:]:
                 continue
@@ -160,7 +163,7 @@ class Statistics:
                 total[name][index] = fresh if seen == 1 else total[name][index] + (fresh - total[name][index]) / seen
 
     def _others_of_norms(self, buffers: Mapping[str, Tensor]) -> list[str]:
-        """The statistics of norm layers that are no batch norms, which take each batch by itself."""
+        """The statistics of the other norm layers, which take each batch by itself."""
         paths = {path for path in self._norms if path not in self._batch_norms and path not in self.frozen}
         return [name for name in self.norms() if name in buffers and name.rpartition(".")[0] in paths]
 

@@ -829,3 +829,15 @@ def _dealt(x, parts):
     from lightning_hypernet.target.arguments import Arguments
 
     return Arguments((x,), {}, parts)
+
+
+def test_backward_hooks_of_all_modules_are_called():
+    seen = []
+    handle = torch.nn.modules.module.register_module_full_backward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        with pytest.warns(UserWarning, match="vmap does not call its backward hooks"):
+            output = double(nn.Linear(4, 2), execution="vmap")(rows().requires_grad_())
+        output.sum().backward()
+    finally:
+        handle.remove()
+    assert nn.Linear in seen

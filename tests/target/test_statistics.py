@@ -493,3 +493,31 @@ def test_a_step_that_changes_its_batch_is_told_when_a_loader_comes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hypernet.update_statistics([(A, Y)], inputs=lambda batch: batch[0] * 5 + 3)
+
+
+class Lerped(nn.BatchNorm1d):
+    """A batch norm whose own forward reads the momentum and counts nothing."""
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.running_mean.lerp_(x.mean(0), self.momentum)
+        return x - (x.mean(0) if self.training else self.running_mean)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, Lerped])
+def test_norms_behind_a_frozen_one_see_what_it_gives_in_evaluation(norm):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), norm(4)).double().train()
+    net[1].running_mean.fill_(0.7)
+    net[1].running_var.fill_(2.0)
+    net[1].eval()
+    hypernet = Hypernet(net, samples=2, execution="loop")
+    batches = [torch.randn(12, 3, dtype=torch.float64) for _ in range(3)]
+    hypernet(batches[0])
+    population = hypernet.sample(1)
+    hypernet.update_statistics(batches, population)
+    (plain,) = hypernet.materialize(population)
+    with torch.no_grad():
+        means = torch.stack([plain[:3].eval()(x).mean(0) for x in batches]).mean(0)
+    assert torch.allclose(plain[3].running_mean, means, rtol=0, atol=1e-12)
+    assert torch.equal(plain[1].running_var, net[1].running_var)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +50,10 @@ class Stored:
     dtype: torch.dtype
     read: Callable[[], Tensor]
 
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}".removeprefix("torch.")
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        """A tensor that was read."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 class Unknown:
@@ -77,7 +82,7 @@ class Unknown:
 
 
 def plain(value: Any, path: str, problems: list[str], most: int = 1_000_000) -> Any:
-    """A copy of what an archive holds, in dicts, lists and plain values, its tensors as they are.
+    """A copy of what an archive holds, in dicts, lists, tuples and plain values, its tensors as they are.
 
     Args:
         value: What it holds.
@@ -92,13 +97,15 @@ def plain(value: Any, path: str, problems: list[str], most: int = 1_000_000) -> 
         if left[0] < 0:
             return None
         if isinstance(one, dict):
-            return {key if isinstance(key, (str, int)) else str(type(key)): copied(entry, f"{path}.{key}")
-                    for key, entry in dict.items(one)}  # fmt: skip
+            named = {key: entry for key, entry in dict.items(one) if isinstance(key, (str, int))}
+            if len(named) < len(one):
+                problems.append(f"{path} has keys that are neither texts nor numbers")
+            return {key: copied(entry, f"{path}.{key}") for key, entry in named.items()}
         if isinstance(one, (list, tuple)):
-            return [copied(entry, f"{path}.{index}") for index, entry in enumerate(one)]
+            return type(one)(copied(entry, f"{path}.{index}") for index, entry in enumerate(one))
         if isinstance(one, (Stored, Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype)):
             return one
-        kind = type(one).of if isinstance(one, Unknown) else getattr(one, "of", type(one).__name__)
+        kind = getattr(one, "of", type(one).__name__)
         problems.append(f"{path} is a {kind}, which is not imported on a file's word (trust=True reads it)")
         return None
 
@@ -295,11 +302,14 @@ class _Record:
 def _of_checkpoint(path: str | Path, record: _Record, size: Size, stride: Size, offset: int) -> Tensor:
     if not math.prod(size):
         return torch.empty(size, dtype=record.dtype)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = bytearray(archive.read(record.info))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ArchiveError(f"{path} can't be loaded: {error}") from error
+    info = record.info
+    with open(path, "rb") as file:  # not through the archive, whose list of records would be read anew for each
+        file.seek(info.header_offset)
+        lengths = struct.unpack("<HH", file.read(30)[26:].ljust(4, b"\0"))  # of the name and of what pads the header
+        file.seek(sum(lengths), os.SEEK_CUR)
+        content = bytearray(file.read(info.file_size))
+    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+        raise ArchiveError(f"{path} can't be loaded: {info.filename} was changed since it was saved (CRC)")
     return torch.frombuffer(content, dtype=record.dtype).as_strided(size, stride, offset)
 
 

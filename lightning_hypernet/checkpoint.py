@@ -205,7 +205,8 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     names = {key: value for key, value in dict.items(whole) if isinstance(key, str)} if isinstance(whole, dict) else {}
     state = _under(recipe["prefix"], names)
     extra = {key: value for key, value in state.items() if not isinstance(value, (Stored, Tensor))}
-    tensors = {key: _stored(value) for key, value in state.items() if key not in extra}
+    stored = {key: value for key, value in state.items() if key not in extra}
+    tensors = {key: value if isinstance(value, Stored) else Stored.of(value) for key, value in stored.items()}
     problems += differing(tensors, recipe["tensors"], "what was saved")
     versions = plain(getattr(whole, "_metadata", {}), "the versions", problems)
     if not trust:
@@ -225,17 +226,13 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith("diversity.")}
 
 
-def _stored(value: Stored | Tensor) -> Stored:
-    return value if isinstance(value, Stored) else Stored(tuple(value.shape), value.dtype, lambda: value)
-
-
 def _read(value: Any) -> Any:
     """Plain values, their tensors read."""
     if isinstance(value, Stored):
         return value.read()
     if isinstance(value, dict):
         return {key: _read(entry) for key, entry in value.items()}
-    return [_read(entry) for entry in value] if isinstance(value, list) else value
+    return type(value)(_read(entry) for entry in value) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

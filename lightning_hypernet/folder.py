@@ -58,7 +58,7 @@ def write(folder: str | Path, content: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Read what `write` wrote: the content, and the tensors, none of which is read yet.
+    """Read what `write` wrote: the content, and the tensors.
 
     Raises:
         ArchiveError: If a file is missing, cut off or of an unknown format, or the two do not belong together.
@@ -82,11 +82,12 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
                  if not name.startswith("target.") and tensor.shape[:1] != (content["members"],)]  # fmt: skip
     if content["members"] < 1:
         problems.append(f"there are {content['members']} members")
-    problems += problems_of_numbers({name: tensor.read() for name, tensor in tensors.items()} if not problems else {})
-    if not problems and _checksum(folder / _TENSORS) != content["checksum"]:
-        problems.append(f"{_TENSORS} is not the one that {_RECIPE} was saved with, or was changed since")
     refuse(folder, problems)
-    return content, tensors
+    read = {name: tensor.read() for name, tensor in tensors.items()}
+    refuse(folder, problems_of_numbers(read))
+    if _checksum(folder / _TENSORS) != content["checksum"]:
+        refuse(folder, [f"{_TENSORS} is not the one that {_RECIPE} was saved with, or was changed since"])
+    return content, {name: Stored.of(tensor) for name, tensor in read.items()}
 
 
 def problems_of_numbers(tensors: Mapping[str, Tensor]) -> list[str]:

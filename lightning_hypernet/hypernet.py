@@ -31,8 +31,6 @@ from lightning_hypernet.target.filters import Structure
 from lightning_hypernet.target.layout import BatchDim, check_batch_dim
 from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 
-_COUNTED = ("latent_dim", "context_dim", "components", "samples", "members")
-
 
 class Hypernet(StepSampler):
     """A drop-in for a module whose weights come from a hypernetwork.
@@ -119,7 +117,7 @@ class Hypernet(StepSampler):
     ) -> None:
         given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         counts = counts_of({**given, "context_dim": context_dim})
-        latent_dim, context_dim, components, samples, members = (counts[name] for name in _COUNTED)
+        latent_dim, context_dim, components, samples, members = counts.values()
         check_reduction(reduce)
         check_target(target)
         check_batch_dim(batch_dim)

@@ -290,7 +290,7 @@ def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any
 
 
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
-    """The counts among the options of a Hypernet, read as whole numbers.
+    """The counts among the options of a Hypernet, read as whole numbers: latent_dim, context_dim, components, samples, members.
 
     Raises:
         ValueError: If one is none, or out of range.

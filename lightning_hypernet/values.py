@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -143,11 +144,10 @@ def read_options(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
     read = {}
     for name, value in options.items():
         one = taken.get(name)
-        kind = str(getattr(one, "annotation", "")).replace("<class '", "").replace("'>", "")
-        numeric = "float" in kind or "int" in kind.replace("interval", "")
         default = getattr(one, "default", None)
-        numeric |= isinstance(default, (int, float)) and not isinstance(default, bool)
-        read[name] = number(value) if numeric else value
+        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
+        annotated = re.search(r"\b(int|float)\b", str(getattr(one, "annotation", "")))
+        read[name] = number(value) if numeric or annotated else value
     return read
 
 

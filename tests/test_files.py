@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_hypernet import Ensemble, Hypernet, HypernetCallback
-from lightning_hypernet.archive import read_checkpoint
+from lightning_hypernet.archive import plain, read_checkpoint
 from tests.test_callback import QUIET, Classifier, data
 
 TIMM = {"model_name": "test_resnet.r160_in1k", "num_classes": 3}
@@ -395,6 +395,15 @@ def test_a_checkpoint_of_a_stranger_runs_nothing_and_does_not_load(saved, tmp_pa
     one_sentence(told.value, path)
     assert not ran.exists()
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_plain_values_come_back_as_they_were(tmp_path):
+    problems = []
+    torch.save({"a": {"b": (1, [2, (3,)]), 4: None}, "c": {(1, 2): 3}}, tmp_path / "one.pt")
+    held = read_checkpoint(tmp_path / "one.pt")
+    assert plain(held["a"], "a", problems) == {"b": (1, [2, (3,)]), 4: None} and not problems
+    plain(held["c"], "c", problems)
+    assert problems == ["c has keys that are neither texts nor numbers"]
 
 
 def test_what_else_a_checkpoint_holds_is_not_read(saved, tmp_path):

@@ -156,7 +156,8 @@ def _share_statistics(shadow: Shadow, running: Any, ids: Tensor) -> None:
     """What several calls of one layer read scales together, since it keeps one set of running statistics for all."""
     if running is not None:
         flat = ids.reshape(-1)
-        shadow.unite(flat, shadow.normalised.setdefault(id(running), flat))
+        _, first = shadow.normalised.setdefault(id(running), (running, flat))
+        shadow.unite(flat, first)
 
 
 def _batch_norm(shadow: Shadow, args: Any, kwargs: Any, meta: Any) -> Any:

@@ -81,7 +81,7 @@ class Shadow:
         in_place: Whether it overwrites its first argument.
         on_view: Whether that is a view of another activation.
         training: Whether the graph is that of training.
-        normalised: For the identity of running statistics what the first layer that takes them reads.
+        normalised: For the identity of running statistics these, and what the first layer that takes them reads.
     """
 
     def __init__(self, training: bool = False) -> None:
@@ -94,7 +94,7 @@ class Shadow:
         self.together: list[tuple[str, Tensor]] = []
         self.operation = ""
         self.in_place = self.on_view = False
-        self.normalised: dict[int, Tensor] = {}
+        self.normalised: dict[int, tuple[Any, Tensor]] = {}
 
     def fresh(self, count: int) -> Tensor:
         """New identities: ``(count,)``."""

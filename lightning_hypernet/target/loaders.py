@@ -107,12 +107,17 @@ class Feed:
         return call_of(target, batch)
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def _places(value: Any, path: tuple[Any, ...] = (), opened: set[int] | None = None) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Every object of a batch, by its identity, and the keys that lead to it; ``{"name": text}`` is an attribute."""
     yield id(value), path
-    for key, entry in _entries(value) if len(path) < _DEEPEST else ():
+    opened = set() if opened is None else opened
+    if not isinstance(value, (Mapping, tuple, list)):
+        if id(value) in opened or len(path) > _DEEPEST:
+            return  # objects may refer to each other
+        opened.add(id(value))
+    for key, entry in _entries(value):
         if not isinstance(entry, _LITERALS):
-            yield from _places(entry, (*path, key))
+            yield from _places(entry, (*path, key), opened)
 
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]]:

@@ -831,6 +831,7 @@ def _dealt(x, parts):
     return Arguments((x,), {}, parts)
 
 
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called", "ignore:Full backward hook is firing")
 def test_backward_hooks_of_all_modules_are_called():
     seen = []
     handle = torch.nn.modules.module.register_module_full_backward_hook(lambda module, *_: seen.append(type(module)))

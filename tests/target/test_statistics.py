@@ -521,3 +521,39 @@ def test_norms_behind_a_frozen_one_see_what_it_gives_in_evaluation(norm):
         means = torch.stack([plain[:3].eval()(x).mean(0) for x in batches]).mean(0)
     assert torch.allclose(plain[3].running_mean, means, rtol=0, atol=1e-12)
     assert torch.equal(plain[1].running_var, net[1].running_var)
+
+
+class Graph:
+    """A batch whose parts are attributes, and refer to each other."""
+
+    def __init__(self):
+        self.x = torch.randn(12, 3)
+        self.more = {"y": torch.randn(12, 3)}
+        self.parts = [Part(self) for _ in range(12)]
+
+
+class Part:
+    def __init__(self, whole):
+        self.whole = whole
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x, y):
+        return self.norm(self.layer(x - y))
+
+
+def test_what_a_step_takes_of_a_batch_by_attribute_is_followed():
+    hypernet = Hypernet(Two(), samples=2)
+    batch, others = Graph(), [Graph() for _ in range(3)]
+    with hypernet.executor.feed.of(batch):
+        hypernet(batch.more["y"], batch.x)
+    population = hypernet.sample(1)
+    hypernet.update_statistics(others, population)
+    found = {name: value.clone() for name, value in population.buffers.items()}
+    hypernet.update_statistics(others, population, inputs=lambda one: (one.more["y"], one.x))
+    assert found and all(torch.equal(value, population.buffers[name]) for name, value in found.items())

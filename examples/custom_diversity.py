@@ -31,7 +31,7 @@ class Plugin:
 def main() -> None:
     pl.seed_everything(0)
     callback = HypernetCallback(target="layer", diversity="cosine", plugins=[Plugin()])
-    trainer = pl.Trainer(max_epochs=20, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(max_epochs=5, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(BoringModel())
     print(f"mean cosine between sampled networks: {Cosine()(callback.hypernet.sample(100)):.3f}")
 

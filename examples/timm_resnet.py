@@ -1,4 +1,4 @@
-"""A timm model as the target: wrap resnet18, train a few steps on scikit-learn's digits, export ten plain resnets."""
+"""A timm model as the target: wrap resnet18, train a few steps on scikit-learn's digits, export plain resnets."""
 
 import argparse
 from pathlib import Path
@@ -45,6 +45,7 @@ class Classifier(pl.LightningModule):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("members"))
     options = parser.parse_args()
 
@@ -58,7 +59,7 @@ def main() -> None:
     )
     trainer.fit(Classifier(), loader)
 
-    ensemble = callback.hypernet.eval().ensemble(10)
+    ensemble = callback.hypernet.eval().ensemble(options.members)
     ensemble.update_statistics(loader, batches=10)
     ensemble.save(options.out)
     plain = small_images(timm.create_model(**TARGET))
@@ -68,7 +69,10 @@ def main() -> None:
     with torch.no_grad():
         first, truth = data[:500]
         accuracy = (loaded(first).argmax(1) == truth).float().mean()
-    print(f"ten plain resnets in {options.out}; their ensemble is right on {100 * accuracy:.1f} % of 500 training images")
+    print(
+        f"{options.members} plain resnets in {options.out}; their ensemble is right on {100 * accuracy:.1f} % of 500 images of "
+        "the training"
+    )
 
 
 if __name__ == "__main__":

@@ -174,6 +174,7 @@ def not_finite(name: str, tensor: Tensor, infinite: bool = False) -> list[str]:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return []
     some = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]
+    some = some.half() if some.dtype.itemsize == 1 else some  # types of 8 bits know no test
     if some.isnan().any():
         return [f"{name} holds NaN"]
     return [f"{name} holds infinite numbers"] if not infinite and some.isinf().any() else []
@@ -199,8 +200,15 @@ def read_safetensors(path: str | Path) -> dict[str, Stored]:
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+
+
+def not_storable(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which tensors are of a type that safetensors can't hold, in words."""
+    known = set(_DTYPES.values())
+    return [f"{name} is {str(one.dtype).removeprefix('torch.')}" for name, one in tensors.items() if one.dtype not in known]
 
 
 def _of_safetensors(path: str | Path, name: str) -> Tensor:

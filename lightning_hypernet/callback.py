@@ -16,6 +16,7 @@ from lightning_hypernet.checkpoint import differences, recipe_of, recorded, writ
 from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.placing import (
+    Moves,
     averages_of,
     built,
     check_order,
@@ -40,7 +41,7 @@ from lightning_hypernet.training_step import (
     manual_step,
     targets_of,
 )
-from lightning_hypernet.values import choice, guess, texts, unknown
+from lightning_hypernet.values import choice, guess, number, several, texts, unknown
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Base = pl.Callback
@@ -109,28 +110,34 @@ class HypernetCallback(_Base):
     ) -> None:
         super().__init__()
         if preset is not None:
-            options = dict(Plugins(plugins).presets.find(preset))
+            if preset in (found := Plugins(plugins)).generators:
+                raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
+            options = dict(found.presets.find(preset))
             diversity = options.pop("diversity", None) if diversity is None else diversity
             defaults = {name: one.default for name, one in inspect.signature(Hypernet).parameters.items()}
             plain, default = recorded(hypernet_options), recorded(defaults)
             given = {name: value for name, value in hypernet_options.items() if plain[name] != default.get(name)}
             hypernet_options = {**hypernet_options, **options, **given}
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
-        wrong = unknown("HypernetCallback", hypernet_options, known)
+        own = [name for name in inspect.signature(HypernetCallback).parameters if name != "hypernet_options"]
+        wrong = unknown("HypernetCallback", hypernet_options, [*own, *known])
         if wrong:
             raise TypeError(wrong)
-        if not isinstance(target, str):
+        if not isinstance(target, str) or not target:
             raise TypeError(f"target must be the path of a module, as 'model', or '.', not {target!r}")
         if context is not None and not callable(context):
             raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
+        if context is not None and not number(hypernet_options.get("context_dim", 0)):
+            raise ValueError("context gives a condition, and context_dim is 0: set it to how many numbers the condition has")
         self.target = target
-        self.plugins = tuple(plugins)
+        self.plugins = several("plugins", plugins, "plug-ins")
         hypernet_options.update(counts_of(hypernet_options))
         self.hypernet_options = hypernet_options
         self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
         self._checked = False
+        self._moves = Moves()
         self.twins: list[Hypernet] = []
         self._twins: list[str] = []
         self._drawn: Population | None = None  # until the backward pass is over
@@ -141,7 +148,7 @@ class HypernetCallback(_Base):
             )
         choice("validation", validation, ("ensemble", "members"))
         self.deal, self.validation = deal, validation
-        self.copies = None if copies is None else texts("copies", copies)
+        self.copies = None if copies is None else texts("copies", copies, "path")
         self._asked()  # a mistake is told here, not when training starts
         check_options_of_hypernet(hypernet_options, Plugins(self.plugins))
 
@@ -282,7 +289,8 @@ class HypernetCallback(_Base):
                     result = call_step(original, self.target, *args, **kwargs)
             else:
                 split = None if isinstance(self.deal, str) else self.deal
-                result = dealt_step(hypernet, pl_module, original, split, *args, **kwargs)
+                with self._moves.watched(dict(zip(self._twins, self.twins, strict=True)), hypernet.samples):
+                    result = dealt_step(hypernet, pl_module, original, split, *args, **kwargs)
             if result is None:
                 return None
             loss = loss_of(result, batch, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)

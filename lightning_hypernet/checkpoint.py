@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from lightning_hypernet.archive import (
     read_checkpoint,
     refuse,
 )
+from lightning_hypernet.values import guess, instance
 
 _KEY = "hypernet"
 
@@ -145,19 +147,24 @@ class Kept:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ArchiveError(f"{self.path} can't be loaded: {' '.join(str(error).split())}") from error
 
-    def load_into(self, module: nn.Module, changed: Collection[str] = ()) -> None:
+    def load_into(self, module: nn.Module, changed: Mapping[str, Any]) -> None:
         """Load the state into what was built of the options.
 
         Args:
             module: The Hypernet.
-            changed: Options that it was built with in place of those of the file.
+            changed: Options that it was built with in place of those of the file, and their values.
 
         Raises:
             ArchiveError: If it does not fit; nothing is loaded then.
         """
         wanted = _under("", module.state_dict())
         tensors = {name: value for name, value in wanted.items() if isinstance(value, Tensor)}
-        problems = differing(self.tensors, listed(tensors), "the Hypernet of this target")
+        problems = differing(self.tensors, listed(tensors), f"the Hypernet of this {type(module.target).__name__}")
+        if problems:
+            others = [
+                f"{option} is {value!r}, and {self.options.get(option)!r} in the file" for option, value in changed.items()
+            ]
+            problems = [*others, *problems]
         refuse(self.path, [*problems, *(f"{name} is missing" for name in wanted if name not in {*tensors, *self.extra})])
         for extra in self.extra.values():
             kept = extra.get("options") if isinstance(extra, dict) else None
@@ -182,7 +189,8 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     Raises:
         ArchiveError: If it is no whole checkpoint, holds no such Hypernet, or one of an unknown format or that is not whole.
     """
-    content = torch.load(path, map_location="cpu", weights_only=False) if trust else read_checkpoint(path)
+    instance("path", path, (str, os.PathLike), "that of a checkpoint")
+    content = _trusted(path) if trust else read_checkpoint(path)
     problems: list[str] = []
     recipes = plain(content.get(_KEY, {}), "its recipe", problems)
     refuse(path, (problem for problem in problems if problem.endswith(ENDLESS)))
@@ -190,7 +198,8 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     name = next(iter(recipes), None) if name is None else name
     if name not in recipes or not isinstance(recipes[name], dict):
         raise ArchiveError(
-            f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)} (save_weights_only=True leaves them out)"
+            f"{path} holds no Hypernet for the target {name!r}; it has {list(recipes)}{guess(name, recipes)} "
+            "(save_weights_only=True leaves them out)"
         )
     recipe = recipes[name]
     check_format(path, recipe)
@@ -218,6 +227,16 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
         if f"{key}.".startswith(recipe["prefix"]) and isinstance(value, dict)
     }
     return Kept(path, recipe["options"], needs, tensors, extra, kept)
+
+
+def _trusted(path: str | Path) -> dict[Any, Any]:
+    """A checkpoint, read by the code that it names."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # of whatever code that is
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ArchiveError(f"{path} can't be loaded: {reason or ' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:

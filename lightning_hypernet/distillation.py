@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.values import real
+from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.values import instance, real
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
     _Module = pl.LightningModule
@@ -64,17 +65,18 @@ class Distillation(_Module):
         alpha: Share of the teacher in the loss, 0 to 1.
 
     Raises:
-        ValueError: If alpha or the temperature is out of range.
+        TypeError: If there is no ensemble, or the student is no module to train.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
         self, ensemble: Ensemble, student: nn.Module, lr: float = 1e-3, temperature: float = 2.0, alpha: float = 0.9
     ) -> None:
         super().__init__()
-        if not isinstance(student, nn.Module):
-            raise TypeError(f"student must be a module that gives logits, not {student!r}")
-        if not isinstance(ensemble, Ensemble):
-            raise TypeError(f"ensemble must be an Ensemble, as hypernet.ensemble(10) gives, not a {type(ensemble).__name__}")
+        instance("student", student, nn.Module, "a module that gives logits")
+        if not any(one.requires_grad for one in student.parameters()):
+            raise ValueError(f"the student, {type(student).__name__}, has no parameters to train")
+        instance("ensemble", ensemble, Ensemble, "an Ensemble, as hypernet.ensemble(10) gives")
         alpha, temperature = real("alpha", alpha, 0, 1), real("temperature", temperature, 0, above=True)
         lr = real("lr", lr, 0, above=True)
         self.student = student.train()  # an average comes in evaluation mode, and Lightning leaves modes as they are
@@ -87,12 +89,25 @@ class Distillation(_Module):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch ``(inputs, labels)``."""
+        """The loss of one batch ``(inputs, labels)``.
+
+        Raises:
+            TypeError: If the labels are no integers.
+            ValueError: If the batch is no such pair, a label is no class, or student and teacher give different classes.
+        """
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"a batch must be (inputs, labels), not a {type(batch).__name__}")
         inputs, labels = batch
         logits = self(inputs)
         teacher = self._teacher[0].to(logits.device)
         with torch.no_grad():
             taught = (teacher.members(inputs) / self.temperature).softmax(-1).mean(0)
+        if logits.shape != taught.shape:
+            raise ValueError(
+                f"the student gives logits {tuple(logits.shape)}, and the ensemble {tuple(taught.shape)}: both need the same "
+                "classes"
+            )
+        check_labels(labels, logits.shape[-1])
         learnt = F.log_softmax(logits / self.temperature, dim=-1)
         distance = F.kl_div(learnt, taught, reduction="batchmean") * self.temperature**2
         loss = (1 - self.alpha) * F.cross_entropy(logits, labels) + self.alpha * distance

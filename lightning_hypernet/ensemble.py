@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import warnings
 from collections import OrderedDict
@@ -24,11 +25,12 @@ from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor, copied_with_target, is_followed
 from lightning_hypernet.target.joining import stack
-from lightning_hypernet.target.layout import check_batch_dim
-from lightning_hypernet.target.loaders import Feed
+from lightning_hypernet.target.layout import read_batch_dim
+from lightning_hypernet.target.loaders import Feed, check_loader
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 from lightning_hypernet.target.replicas import version_of
+from lightning_hypernet.values import instance, whole
 
 
 class _Signed:
@@ -152,6 +154,8 @@ class Ensemble(nn.Module):
             raise TypeError(
                 f"an ensemble is indexed by a slice, not by {type(index).__name__}; materialize() gives single members"
             )
+        if not len(range(len(self))[index]):
+            raise ValueError(f"there are {len(self)} members, and {index} leaves no member")
         return Ensemble(
             copy.deepcopy(self.executor),
             {name: value[index] for name, value in self.weights.tensors().items()},
@@ -190,13 +194,15 @@ class Ensemble(nn.Module):
         Raises:
             ValueError: If the loader is empty, or it is not clear how its batches reach the target.
         """
+        check_loader(loader, part=batches is not None)
         if self.executor.statistics.possible:
             self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches, inputs))
 
     def _estimate(
         self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None, inputs: Callable[[Any], Any] | None
     ) -> dict[str, Tensor]:
-        some = (batch for _, batch in zip(range(batches), loader, strict=False)) if batches is not None else loader
+        check_loader(loader, part=batches is not None)
+        some = loader if batches is None else itertools.islice(loader, whole("batches", batches))
         return self.executor.statistics.estimate(weights, self.executor.read(some, self.stored.z.device, inputs))
 
     def materialize(self) -> list[nn.Module]:
@@ -238,6 +244,8 @@ class Ensemble(nn.Module):
                 "draw them from one, as in hypernet.ensemble(n, component=0)",
                 stacklevel=2,
             )
+        if loader is not None:
+            check_loader(loader, part=batches is not None)
         mean = {name: value.mean(0, keepdim=True) for name, value in self.weights.tensors().items()}
         statistics: dict[str, Tensor] = {}
         if self.executor.statistics:
@@ -294,6 +302,8 @@ class Ensemble(nn.Module):
             ValueError: If there is neither a target nor a recipe, the tensors are not whole or do not fit the target, or the
                 format is another; the message lists all that is wrong.
         """
+        if target is not None:
+            instance("target", target, nn.Module, "a module built like the one that was saved")
         content, tensors = files.read(folder)
         if target is None:
             if content["target"] is None:
@@ -308,7 +318,7 @@ class Ensemble(nn.Module):
         execution = content["execution"]
         try:
             check_reduction(content["reduce"])
-            check_batch_dim(content["batch_dim"])
+            read_batch_dim(content["batch_dim"])
             backend = Plugins(plugins).backend(execution)
         except (TypeError, ValueError) as error:
             raise ArchiveError(f"{folder} can't be loaded: {error}") from error

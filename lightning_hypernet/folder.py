@@ -22,9 +22,11 @@ from lightning_hypernet.archive import (
     differing,
     listed,
     not_finite,
+    not_storable,
     read_safetensors,
     refuse,
 )
+from lightning_hypernet.values import instance
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
 _KINDS = {"members": int, "choices": dict, "frozen": list, "aliases": dict, "tensors": dict, "checksum": int}
@@ -43,9 +45,9 @@ def write(folder: str | Path, content: Mapping[str, Any], tensors: Mapping[str, 
         TypeError: If the content is no plain values.
         ValueError: If tensors hold NaN or infinite numbers, or what is there is no folder.
     """
-    folder = Path(folder)
+    folder = _path(folder)
     json.dumps(content)
-    refuse(folder, problems_of_numbers(tensors), "stored")
+    refuse(folder, [*not_storable(tensors), *problems_of_numbers(tensors)], "stored")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and an ensemble is stored in a folder of two files: name another place")
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     Raises:
         ArchiveError: If a file is missing, cut off or of an unknown format, or the two do not belong together.
     """
-    folder = Path(folder)
+    folder = _path(folder)
     try:
         content = json.loads((folder / _RECIPE).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -88,6 +90,11 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     if _checksum(folder / _TENSORS) != content["checksum"]:
         refuse(folder, [f"{_TENSORS} is not the one that {_RECIPE} was saved with, or was changed since"])
     return content, {name: Stored.of(tensor) for name, tensor in read.items()}
+
+
+def _path(folder: Any) -> Path:
+    instance("folder", folder, (str, os.PathLike), "a path")
+    return Path(folder)
 
 
 def problems_of_numbers(tensors: Mapping[str, Tensor]) -> list[str]:

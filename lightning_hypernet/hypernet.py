@@ -28,8 +28,9 @@ from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_exported
 from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
-from lightning_hypernet.target.layout import BatchDim, check_batch_dim
-from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
+from lightning_hypernet.target.layout import BatchDim, read_batch_dim
+from lightning_hypernet.target.reduction import Reduction, read_reduction, reduce_outputs
+from lightning_hypernet.values import instance, unknown
 
 
 class Hypernet(StepSampler):
@@ -118,9 +119,8 @@ class Hypernet(StepSampler):
         given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         counts = counts_of({**given, "context_dim": context_dim})
         latent_dim, context_dim, components, samples, members = counts.values()
-        check_reduction(reduce)
+        reduce, batch_dim = read_reduction(reduce), read_batch_dim(batch_dim)
         check_target(target)
-        check_batch_dim(batch_dim)
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
@@ -250,6 +250,8 @@ class Hypernet(StepSampler):
         """
         check_target(target)
         known = [option for option in inspect.signature(cls).parameters if option not in ("target", "plugins")]
+        if wrong := unknown("Hypernet", changes, known):
+            raise TypeError(wrong)
         kept = checkpoint.read(path, name, known, trust)
         lacking = Plugins(plugins).lacking(need for need in kept.needs if need[0] not in changes)
         if lacking:
@@ -295,9 +297,7 @@ def check_target(target: Any) -> None:
         TypeError: If it is not.
         ValueError: If it was scripted or traced as a whole.
     """
-    if not isinstance(target, nn.Module):
-        what = f"the class {target.__name__}: make an instance" if isinstance(target, type) else repr(target)
-        raise TypeError(f"the target must be a module, not {what}")
+    instance("the target", target, nn.Module, "an nn.Module")
     if isinstance(target, torch.jit.ScriptModule):
         names = ", ".join(name for name, _ in target.named_parameters())
         raise ValueError(f"{names} belong to modules that were scripted or traced as a whole: wrap the target before torch.jit")

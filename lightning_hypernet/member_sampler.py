@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.members import Members, warn_of_statistics
 from lightning_hypernet.population import Population, check_population
-from lightning_hypernet.sampler import Sampler
+from lightning_hypernet.sampler import Sampler, as_numbers
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_followed
 from lightning_hypernet.target.reduction import Reduction
@@ -77,7 +77,7 @@ class MemberSampler(Sampler):
 
     @member_context.setter
     def member_context(self, context: Tensor) -> None:
-        self.members.set_context(torch.as_tensor(context))
+        self.members.set_context(as_numbers("member_context", context))
 
     def member_population(self) -> Population:
         """The networks of the evaluation ensemble, with their norm statistics; kept while nothing changes.

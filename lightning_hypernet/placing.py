@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.target.snapshot import Snapshot
+from lightning_hypernet.values import guess
 
 _TREES = ("pytorch_lightning.", "lightning.")
 _REPLACED = {"forward", "hypernet", "setup", "training_step", "validation_step", "log"}
@@ -30,6 +33,28 @@ def submodule(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
+
+
+class Moves:
+    """Sees whether a step that is run once for each network moves copies of the target, which then move as often."""
+
+    def __init__(self) -> None:
+        self._left = 3  # steps: in the first the copies may still be what they follow, and a move changes nothing
+
+    @contextmanager
+    def watched(self, copies: Mapping[str, nn.Module], networks: int) -> Iterator[None]:
+        """Within, the step is run; afterwards a warning tells if copies, given by their paths, have moved."""
+        parameters = [parameter for copy in copies.values() for parameter in copy.parameters()] if self._left > 0 else []
+        before = Snapshot(parameters)
+        yield
+        self._left -= 1
+        if not before.same(parameters):
+            self._left = 0
+            warnings.warn(
+                f"training_step moves {', '.join(copies)}, and deal='batch' runs it for each of {networks} networks: move it "
+                "in on_train_batch_start, or take deal='inputs'",
+                stacklevel=4,
+            )
 
 
 def built(pl_module: pl.LightningModule, path: str, place: Callable[[], None]) -> bool:
@@ -60,7 +85,7 @@ def _missing(pl_module: nn.Module, path: str) -> str:
     names = [name for name, _ in pl_module.named_modules() if name]
     return (
         f"{type(pl_module).__name__} has no module {path!r}; set target to one of {', '.join(names[:10])}, or to '.' for its "
-        "own forward"
+        f"own forward{guess(path, names)}"
     )
 
 

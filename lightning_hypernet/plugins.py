@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from lightning_hypernet.symmetry import gauge
 from lightning_hypernet.target import backends, layers
 from lightning_hypernet.target.backends import Backend
 from lightning_hypernet.target.filters import Rule
-from lightning_hypernet.values import read_options, real
+from lightning_hypernet.values import guess, read_options, real, several, unknown
 
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
@@ -100,7 +101,7 @@ class Plugins:
         for built_in in _BUILT_IN:
             self._take(built_in, built_in.__name__)
         self._load_installed()
-        for plugin in given:
+        for plugin in several("plugins", given, "plug-ins"):
             name = getattr(plugin, "__name__", type(plugin).__name__)
             with _named(name):
                 self._take(plugin, name)
@@ -245,20 +246,30 @@ class Plugins:
         """
         names = (diversity,) if isinstance(diversity, str) else () if diversity is None else diversity
         if not isinstance(names, (Mapping, tuple, list)):
-            kind = "an instance" if isinstance(diversity, nn.Module) else repr(diversity)
+            kind = f"an instance of {type(diversity).__name__}" if isinstance(diversity, nn.Module) else repr(diversity)
             raise TypeError(
                 f"diversity must be a name, a list of names, or a mapping of names to weights or options, not {kind}; register "
                 "a loss of your own with a plug-in and choose it by its name"
             )
-        chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names}
+        chosen = dict(names) if isinstance(names, Mapping) else {name: {} for name in names if isinstance(name, str)}
+        twice = [name for name in names if not isinstance(name, str) or list(names).count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"diversity must name losses once each, not {twice[0]!r}; there are {', '.join(sorted(self.losses))}"
+            )
         losses, weights, arguments = {}, {}, {}
         for name, options in chosen.items():
             loss = self.losses.find(name)
             given = dict(options) if isinstance(options, Mapping) else {"weight": options}
             try:
-                weights[name] = real(f"the weight of the diversity loss {name!r}", given.pop("weight", loss.default_weight))
+                weights[name] = real(f"the weight of the diversity loss {name!r}", given.pop("weight", loss.default_weight), 0)
             except ValueError as error:
                 raise TypeError(str(error)) from None
+            taken = inspect.signature(loss).parameters
+            free = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+            wrong = "" if free else unknown(f"the diversity loss {name!r}", given, [*taken, "weight"])
+            if wrong:
+                raise TypeError(wrong)
             arguments[name] = given = read_options(loss, given)
             losses[name] = made("diversity loss", name, loss, **given)
         return WeightedDiversity(losses, weights, arguments)
@@ -267,6 +278,8 @@ class Plugins:
         """The backend of a name, or of a mapping with its ``name`` and options; None for ``"auto"``."""
         if execution == "auto":
             return None
+        if isinstance(execution, Mapping) and execution.get("name") == "auto":
+            raise TypeError(f"the backend 'auto' takes no options, and {', '.join(set(execution) - {'name'})} came with it")
         make, options = self.backends.chosen(execution)
         backend: Backend = made("backend", execution, make, **options)
         return backend
@@ -306,6 +319,8 @@ def _named(plugin: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        hooks = ", ".join(name for name in vars(hookspecs) if name.startswith("hypernet_"))
-        detail = " ".join(str(error).split())
-        raise PluginError(f"the plug-in {plugin!r} failed: {detail} (the hooks are {hooks})") from error
+        hooks = [name for name in vars(hookspecs) if name.startswith("hypernet_")]
+        odd = re.match(r"unknown hook '(\w+)'", str(error))
+        detail = f"{odd[0]}{guess(odd[1], hooks)}" if odd else " ".join(str(error).split())
+        there = f" (the hooks are {', '.join(hooks)})" if "hook" in detail else ""
+        raise PluginError(f"the plug-in {plugin!r} failed: {detail}{there}") from error

@@ -109,6 +109,8 @@ class Population:
         """A part of the population; takes a slice or a tensor of indices."""
         if not isinstance(index, (slice, Tensor)):
             raise TypeError(f"a population is indexed by a slice or a tensor, not by {type(index).__name__}")
+        if isinstance(index, slice) and not len(range(len(self))[index]):
+            raise ValueError(f"a population of {len(self)} networks is empty at {index}")
         return replace(
             self,
             latents=self.latents[index],

@@ -49,7 +49,8 @@ def build(recipe: Any, numbers: int, trust: bool = False) -> nn.Module:
 
 def _form(recipe: Any) -> list[str]:
     if not isinstance(recipe, Mapping) or not isinstance(recipe.get("class_path"), str) or "." not in recipe["class_path"]:
-        return [f"a recipe has a class_path, the path of a class of modules or {_TIMM}, which {recipe!r} has not"]
+        near = "".join(guess(key, ["class_path"]) for key in recipe) if isinstance(recipe, Mapping) else ""
+        return [f"a recipe has a class_path, the path of a class of modules or {_TIMM}, which {recipe!r} has not{near}"]
     unknown = sorted(set(recipe) - {"class_path", "init_args"})
     arguments = recipe.get("init_args", {})
     if unknown or not isinstance(arguments, Mapping):

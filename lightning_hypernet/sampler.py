@@ -19,16 +19,17 @@ from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
 from lightning_hypernet.symmetry.gauge import Gauge, own_scales
+from lightning_hypernet.symmetry.structure import structure_of
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor, copied_with_target
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
-from lightning_hypernet.target.layout import BatchDim, check_batch_dim, laid_out
+from lightning_hypernet.target.layout import BatchDim, laid_out, read_batch_dim
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
-from lightning_hypernet.target.reduction import check_reduction
-from lightning_hypernet.values import texts, unknown, whole
+from lightning_hypernet.target.reduction import read_reduction
+from lightning_hypernet.values import instance, texts, unknown, whole
 
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
@@ -89,10 +90,10 @@ class Sampler(StandIn):
         self.latent_dim, self.context_dim, self.components = latent_dim, context_dim, components
         self.prior = _prior(prior, latent_dim, components, found)
         make_gauge, backend = _gauge(gauge, found), found.backend(execution)
-        known = Structure(**structure) if isinstance(structure, Mapping) else structure
+        known = structure_of(structure)
         examples = _examples(target, example_inputs, batch_dim)
         symmetries = SymmetriesOnDemand(target, examples, known, guessed=example_inputs is None)
-        wanted, unwanted = texts("generate", generate), texts("exclude", exclude)
+        wanted, unwanted = texts("generate", generate, "pattern"), texts("exclude", exclude, "pattern")
         self.banks = find_filters(target, found.rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure)
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
@@ -198,10 +199,17 @@ class Sampler(StandIn):
         z, component = latents.z, latents.component
         if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z):
             raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
+        instance("the latents' component", component, Tensor, "a tensor of integers")
+        if component.is_floating_point() or component.shape != z.shape[:1]:
+            raise ValueError(
+                f"the latents' component must be integers ({len(z)},), not {component.dtype} {tuple(component.shape)}"
+            )
         if component.min() < 0 or component.max() >= self.components:
             raise ValueError(f"components must lie in 0 to {self.components - 1}, not {component.unique().tolist()}")
-        if not z.is_floating_point() or not bool(z.isfinite().all()):
-            raise ValueError(f"latents must be finite real numbers, and these {z.dtype} hold others")
+        if not z.is_floating_point():
+            raise ValueError(f"latents must be floating-point numbers, not {z.dtype}")
+        if not bool(z.isfinite().all()):
+            raise ValueError("latents must be finite, and these hold NaN or infinite numbers")
         context = z.new_zeros(len(z), self.context_dim) if latents.context is None else latents.context
         if context.shape != (len(z), self.context_dim):
             raise ValueError(f"conditions must be ({len(z)}, {self.context_dim}), not {tuple(context.shape)}: see context_dim")
@@ -284,8 +292,8 @@ def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any
     chosen = {name: value for name, value in options.items() if name in _COMPARED}
     if "generator" in chosen:
         chosen["generator"] = asdict(config_of(chosen["generator"], plugins))
-    for name in {"gauge", "execution"} & set(chosen):
-        chosen[name] = _shortest(chosen[name])
+    readers = {"gauge": _shortest, "execution": _shortest, "reduce": read_reduction, "batch_dim": read_batch_dim}
+    chosen.update({name: read(chosen[name]) for name, read in readers.items() if name in chosen})
     return checkpoint.recorded(chosen)
 
 
@@ -316,11 +324,16 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> N
     """
     counts = counts_of(options)
     for name in ("generate", "exclude"):
-        texts(name, options.get(name, ()))
-    check_reduction(options.get("reduce", "mean"))
-    check_batch_dim(options.get("batch_dim"))
+        texts(name, options.get(name, ()), "pattern")
+    read_reduction(options.get("reduce", "mean"))
+    read_batch_dim(options.get("batch_dim"))
+    structure_of(options.get("structure"))
+    if options.get("example_inputs") is not None:
+        _inputs(options["example_inputs"])
     config = config_of(options.get("generator"), plugins)
-    plugins.distributions.chosen(options.get("distribution", "generator"))
+    distribution = options.get("distribution", "generator")
+    make, given = plugins.distributions.chosen(distribution)
+    check_options("weight distribution", distribution, make, None, **given)
     plugins.extractors.chosen(config.extractor)
     with torch.random.fork_rng(devices=[]):
         _prior(options.get("prior", "normal"), counts.get("latent_dim", 64), counts.get("components", 1), plugins)
@@ -357,6 +370,14 @@ def _gauge(gauge: Named | Gauge, plugins: Plugins) -> Any:
     return functools.partial(make, **options)
 
 
+def _inputs(example_inputs: Any) -> tuple[Any, ...]:
+    """The arguments that example inputs are."""
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if not inputs or all(one is None or isinstance(one, (str, int, float)) for one in inputs):
+        raise TypeError(f"example_inputs must be a tensor, or a tuple of the target's arguments, not {example_inputs!r}")
+    return inputs
+
+
 def _examples(target: nn.Module, example_inputs: Any, batch_dim: BatchDim) -> Arguments | None:
     reference = next(target.parameters(), torch.zeros(()))
     if example_inputs is None:
@@ -364,6 +385,8 @@ def _examples(target: nn.Module, example_inputs: Any, batch_dim: BatchDim) -> Ar
         if size is None:
             return None
         example_inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    arguments = laid_out(inputs, {}, batch_dim, target)
+    arguments = laid_out(_inputs(example_inputs), {}, batch_dim, target)
+    empty = [tuple(tensor.shape) for tensor in arguments.tensors if not tensor.numel()]
+    if empty:
+        raise ValueError(f"example_inputs must hold an example or more, not {empty[0]}")
     return arguments.head(2).map(lambda tensor: tensor.to(reference.device))

@@ -16,6 +16,7 @@ from lightning_hypernet.target.batches import parts_of
 from lightning_hypernet.target.facade import PartCalls
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.snapshot import Snapshot
+from lightning_hypernet.values import whole
 
 _OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following")
 
@@ -52,7 +53,7 @@ class StepSampler(MemberSampler):
         if not self._steps or self.population is None:
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
-                self.population = self.populate(self.draw(self.samples, context=self._context))
+                self.population = self.populate(self.draw(whole("samples", self.samples), context=self._context))
         return self.population
 
     @contextmanager
@@ -95,13 +96,20 @@ class StepSampler(MemberSampler):
             A part, and its share of the examples, as in ``sum(share * loss(part) for part, share in hypernet.deal(batch))``.
 
         Raises:
-            TypeError: If the batch holds something that can't be dealt out.
+            TypeError: If the batch holds something that can't be dealt out, or `split` gives no list of parts.
             ValueError: If there is nothing to deal out.
         """
         if not self.training:
             dealt = [(batch, 1)] * len(self.members)
         elif split is not None:
-            dealt = [(part, 1) for part in split(batch, self.samples)]
+            if not callable(split):
+                raise TypeError(f"split must be a function of a batch and a number of networks, not {split!r}")
+            parts = split(batch, self.samples)
+            if not isinstance(parts, Sequence):
+                raise TypeError(f"the split that deals a batch out must give a list of parts of it, not {parts!r}")
+            if not parts:
+                raise ValueError("the split that deals a batch out gives no parts but an empty list")
+            dealt = [(part, 1) for part in parts]
         else:
             dealt = parts_of(batch, self.samples, self.smallest, self.executor.plans.batch_dim)
         total = sum(size for _, size in dealt)

@@ -199,11 +199,14 @@ def loss_of(result: Any, batch: Any, scaled: bool = False) -> Tensor:
 
     Raises:
         TypeError: If there is none.
-        ValueError: If it is NaN or infinite.
+        ValueError: If it is no single number, NaN or infinite.
     """
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
-        raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {type(result).__name__}")
+        kind = f"a dict of {list(result)}" if isinstance(result, Mapping) else type(result).__name__
+        raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {kind}")
+    if loss.numel() != 1:
+        raise ValueError(f"training_step must return one loss, a scalar, not {tuple(loss.shape)}: take the mean")
     if not (scaled or torch.isfinite(loss).all()):
         kind = "NaN" if loss.isnan().any() else "infinite"
         where = _not_finite(batch)

@@ -14,7 +14,9 @@ _SWITCHES = {"true": True, "false": False}
 
 
 def number(value: Any) -> Any:
-    """The number that a text spells, as ``"1e-3"``, and anything else as it is."""
+    """The number that a text spells, as ``"1e-3"``, or that an array or tensor without axes holds; anything else as it is."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
     if isinstance(value, str):
         for kind in (int, float):
             try:
@@ -24,16 +26,17 @@ def number(value: Any) -> Any:
     return value
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number.
+def whole(name: str, value: Any, least: int | None = 1) -> int:
+    """A whole number, of any size if the least is None.
 
     Raises:
         ValueError: If it is none, or too small.
     """
     read = number(value)
     fits = isinstance(read, Integral) and not isinstance(read, bool)
-    if not fits or read < least:
-        raise ValueError(f"{name} must be {'' if fits else 'a whole number, '}{least} or more, not {_shown(value)}")
+    if not fits or (least is not None and read < least):
+        wanted = [*([] if fits else ["a whole number"]), *([] if least is None else [f"{least} or more"])]
+        raise ValueError(f"{name} must be {', '.join(wanted)}, not {_shown(value)}")
     return int(read)
 
 
@@ -70,11 +73,10 @@ def wholes(name: str, value: Any, least: int | None = 1) -> tuple[int, ...]:
     several = (value,) if isinstance(number(value), Real) else value
     if isinstance(several, (str, Mapping)) or not isinstance(several, Iterable):
         raise ValueError(f"{name} must be whole numbers, not {_shown(value)}")
-    least = -(1 << 62) if least is None else least
     try:
         return tuple(whole(name, one, least) for one in several)
     except ValueError:
-        low = "" if least < 0 else f", each {least} or more"
+        low = "" if least is None else f", each {least} or more"
         raise ValueError(f"{name} must be whole numbers{low}, not {_shown(value)}") from None
 
 
@@ -105,16 +107,67 @@ def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
     raise ValueError(f"{name} must be one of {shown}, not {_shown(value)}{guess(value, allowed)}")
 
 
-def texts(name: str, value: Any) -> tuple[str, ...]:
-    """Texts; one alone stands for a list of one.
+def texts(name: str, value: Any, what: str) -> tuple[str, ...]:
+    """Texts, such as patterns; one alone stands for a list of one.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        what: What one is, in the singular.
 
     Raises:
         TypeError: If one is none.
     """
     several = (value,) if isinstance(value, str) else value
     if isinstance(several, Mapping) or not isinstance(several, Iterable) or not all(isinstance(one, str) for one in several):
-        raise TypeError(f"{name} must be a text or a list of texts, not {_shown(value)}")
+        raise TypeError(f"{name} must be a {what} or a list of {what}s, not {_shown(value)}")
     return tuple(several)
+
+
+def reals(name: str, value: Any, least: float = -math.inf, above: bool = False) -> tuple[float, ...]:
+    """Finite numbers, one or more.
+
+    Raises:
+        ValueError: If there are none, or one is no number or out of range.
+    """
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list of numbers, not {_shown(value)}")
+    read = tuple(real(name, one, least, above=above) for one in value)
+    if not read:
+        raise ValueError(f"{name} is empty: give one number or more")
+    return read
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """See that a value is an instance of a class.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        kind: The class, or several.
+        what: What it must be, as "an Ensemble, as hypernet.ensemble(10) gives".
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, not {_kind(value)}")
+
+
+def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """The entries of a list.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        what: What they are, in the plural.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable) or inspect.isclass(value):
+        raise TypeError(f"{name} must be a list of {what}, not {_kind(value)}")
+    return tuple(value)
 
 
 def guess(name: Any, names: Iterable[Any]) -> str:
@@ -149,6 +202,16 @@ def read_options(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
         annotated = re.search(r"\b(int|float)\b", str(getattr(one, "annotation", "")))
         read[name] = number(value) if numeric or annotated else value
     return read
+
+
+def _kind(value: Any) -> str:
+    """A value in a message: texts and numbers as they are, of others what they are."""
+    if value is None or isinstance(value, (str, Real)):
+        return _shown(value)
+    if inspect.isclass(value):
+        return f"the class {value.__name__}: pass an instance"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _shown(value: Any) -> str:

@@ -352,7 +352,7 @@ def test_manual_optimization():
     ("result", "error", "message"),
     [
         ("text", TypeError, "must return a tensor or a dict with a tensor 'loss', not str"),
-        ({"value": 1}, TypeError, "must return a tensor or a dict with a tensor 'loss', not dict"),
+        ({"value": 1}, TypeError, "must return a tensor or a dict with a tensor 'loss', not a dict of .'value'."),
         (torch.tensor(math.nan, requires_grad=True), ValueError, "the loss that training_step returns is NaN"),
         (torch.ones((), requires_grad=True), RuntimeError, "training_step never called 'model'"),
     ],
@@ -419,7 +419,7 @@ def test_optimizers_that_miss_the_generator():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="unknown diversity loss 'entropie'"):
         HypernetCallback(diversity="entropie")
-    with pytest.raises(TypeError, match="has no option sample; did you mean .samples.. there are example_inputs, latent_dim"):
+    with pytest.raises(TypeError, match="has no option sample; did you mean .samples.. there are target, diversity"):
         HypernetCallback(sample=3)
     with pytest.raises(ValueError, match="Classifier has no module 'net'; set target to one of model, model.0"):
         fit(Classifier(), callback=HypernetCallback(target="net"))

@@ -328,3 +328,29 @@ def test_manual_optimization():
     for parameter, mean in zip(module.teacher.generator.parameters(), average.mean, strict=True):
         assert ((parameter - mean).abs() < 1e-6 * mean.abs().clamp(min=1)).all()
     assert all(torch.equal(one, two) for one, two, *_ in module.seen)
+
+
+class MovedWithin(Byol):
+    """The step moves the teacher itself, as the examples of lightly do."""
+
+    def training_step(self, batch, batch_idx):
+        move(self.student, self.teacher, way=self.way)
+        x, _ = batch
+        return self.loss(x, x + 0.1)
+
+    def on_train_batch_end(self, *_): ...
+
+
+@pytest.mark.parametrize("way", ["data", "in_place", "lerp"])
+@pytest.mark.parametrize(("deal", "told"), [("batch", 1), ("inputs", 0)])
+def test_a_teacher_that_the_step_moves_is_told_where_the_step_runs_for_each_network(deal, told, way, recwarn):
+    callback = HypernetCallback(target="student", samples=2, members=2, deal=deal)
+    trainer = pl.Trainer(max_epochs=2, callbacks=[callback], **QUIET)
+    trainer.fit(MovedWithin(way=way), images())
+    assert [str(one.message).startswith("training_step moves teacher") for one in recwarn].count(True) == told
+
+
+def test_a_teacher_that_moves_between_steps_is_not_told(recwarn):
+    trainer = pl.Trainer(max_epochs=2, callbacks=[HypernetCallback(target="student", samples=2, deal="batch")], **QUIET)
+    trainer.fit(Byol(), images())
+    assert not [one for one in recwarn if "moves" in str(one.message)]

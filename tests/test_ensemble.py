@@ -123,7 +123,7 @@ def test_save_and_load(tmp_path):
 def test_load_from_a_recipe(tmp_path):
     torch.manual_seed(0)
     options = {"model_name": "resnet10t", "num_classes": 3}
-    hypernet = Hypernet(timm.create_model(**options), samples=2)
+    hypernet = Hypernet(timm.create_model(**options), samples=2, execution="loop")
     x = torch.randn(4, 3, 32, 32)
     hypernet(x)
     networks = hypernet.eval().ensemble(2)

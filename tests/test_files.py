@@ -509,9 +509,9 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(saved, tmp_path):
 
 
 def test_a_checkpoint_of_another_target_is_refused(saved):
-    with pytest.raises(ValueError, match=r"generator.* is float32 .* in the Hypernet of this target"):
+    with pytest.raises(ValueError, match=r"generator.* is float32 .* in the Hypernet of this Sequential"):
         Hypernet.from_checkpoint(saved, nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3)))
-    with pytest.raises(ValueError, match="float32 .*, and float64 .* in the Hypernet of this target"):
+    with pytest.raises(ValueError, match="float32 .*, and float64 .* in the Hypernet of this Sequential"):
         Hypernet.from_checkpoint(saved, Classifier().model.double())
 
 

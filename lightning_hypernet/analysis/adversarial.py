@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.metrics.base import check_labels
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.reduction import reduce_outputs
+from lightning_hypernet.values import choice, instance, real, reals, whole
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs to logits."""
@@ -34,6 +37,7 @@ def targeted_sign(model: Model, inputs: Tensor, targets: Tensor, size: float) ->
     Returns:
         The attacked inputs.
     """
+    size = real("size", size, 0)
     return inputs + size * _direction(model, inputs, lambda logits: -F.cross_entropy(logits, targets, reduction="sum"))
 
 
@@ -53,6 +57,7 @@ def fgsm(model: Model, inputs: Tensor, labels: Tensor, size: float) -> Tensor:
     Returns:
         The attacked inputs.
     """
+    size = real("size", size, 0)
     return inputs + size * _direction(model, inputs, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
 
 
@@ -73,6 +78,7 @@ def pgd(model: Model, inputs: Tensor, labels: Tensor, size: float, steps: int = 
     Returns:
         The attacked inputs.
     """
+    size, steps = real("size", size, 0), whole("steps", steps)
     attacked = inputs
     for _ in range(steps):
         attacked = inputs + (fgsm(model, attacked, labels, 2.5 * size / steps) - inputs).clamp(-size, size)
@@ -144,19 +150,23 @@ def adversarial(
         The shares.
 
     Raises:
-        ValueError: If there is no such attack, or the attacked network gets no example right.
+        TypeError: If something is not what it must be.
+        ValueError: If a size or number is out of range, there is no such attack, the loader is empty, labels are no classes, or
+            the attacked network gets no example right.
     """
-    if attack not in get_args(Attack):
-        raise ValueError(f"attack must be one of {', '.join(get_args(Attack))}, not {attack!r}")
+    instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    choice("attack", attack, get_args(Attack))
+    sizes = reals("sizes", sizes, 0)
+    attacked, ensemble = whole("attacked", attacked), whole("ensemble", ensemble)
     device = hypernet.members.device
     succeeded = torch.zeros(2, len(sizes), dtype=torch.double)
     right = count = 0
     with evaluating(hypernet):
-        for images, classes in loader:
-            inputs, labels = images.to(device), classes.to(device)
+        for inputs, labels in labelled(loader, device):
             with torch.no_grad():
                 source, other = (_classifier(hypernet, hypernet.sample(n)) for n in (attacked, ensemble))
                 logits = source(inputs)
+                check_labels(labels, logits.shape[-1])
                 chosen = logits.argmax(-1) == labels
                 count += len(labels)
                 right += int(chosen.sum())

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.values import instance, wholes
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,23 @@ def averaging(
         The accuracies.
 
     Raises:
-        ValueError: If the loader is empty, or no count is within the ensemble.
+        TypeError: If something is not what it must be.
+        ValueError: If the loader is empty, labels are no classes, or no count is within the ensemble.
     """
-    counts = [count for count in counts if 1 <= count <= len(ensemble)]
+    instance("ensemble", ensemble, Ensemble, "an Ensemble, as hypernet.ensemble(10) gives")
+    asked = wholes("counts", counts)
+    counts = [count for count in asked if count <= len(ensemble)]
     if not counts:
-        raise ValueError(f"there are {len(ensemble)} members: give counts from 1 to that")
+        raise ValueError(f"there are {len(ensemble)} members: give counts from 1 to that, not {asked}")
     averages = [ensemble[:count].average(training) for count in counts]
     right = torch.zeros(2, len(counts), dtype=torch.double)
     total = 0
-    for batch, classes in loader:
-        inputs, labels = batch.to(ensemble.latents.z.device), classes.to(ensemble.latents.z.device)
+    for inputs, labels in labelled(loader, ensemble.latents.z.device):
         probabilities = ensemble.members(inputs).softmax(-1)
+        check_labels(labels, probabilities.shape[-1])
         total += len(labels)
         for index, (count, network) in enumerate(zip(counts, averages, strict=True)):
             right[0, index] += (network(inputs).argmax(-1) == labels).sum().cpu()
             right[1, index] += (probabilities[:count].mean(0).argmax(-1) == labels).sum().cpu()
-    if not total:
-        raise ValueError("the loader is empty: there is nothing to measure accuracy on")
     shares = (right / total).float()
     return Averaging(counts, shares[0], shares[1])

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.population import Population
+from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.population import Population, check_population
 from lightning_hypernet.target.modes import evaluating
+from lightning_hypernet.values import instance
 
 
 @torch.no_grad()
@@ -26,15 +29,16 @@ def accuracies(hypernet: Hypernet, population: Population, loader: Iterable[Any]
         ``(S,)``.
 
     Raises:
-        ValueError: If the loader is empty.
+        TypeError: If something is not what it must be.
+        ValueError: If the loader is empty, or labels are no classes.
     """
+    instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    check_population(population)
     correct, count = torch.zeros(len(population), dtype=torch.long), 0
-    device = population.latents.z.device
     with evaluating(hypernet):
-        for inputs, labels in loader:
-            predicted = hypernet.run(population, inputs.to(device)).argmax(-1)
-            correct += (predicted == labels.to(device)).sum(1).cpu()
+        for inputs, labels in labelled(loader, population.latents.z.device):
+            outputs = hypernet.run(population, inputs)
+            check_labels(labels, outputs.shape[-1])
+            correct += (outputs.argmax(-1) == labels).sum(1).cpu()
             count += len(labels)
-    if not count:
-        raise ValueError("the loader is empty: there is nothing to measure accuracy on")
     return correct.double().div(count).float()

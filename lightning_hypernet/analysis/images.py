@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.values import guess, instance, whole
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,16 @@ def filter_images(
         The images.
 
     Raises:
+        TypeError: If this is no Hypernet.
         ValueError: If there is no such generated weight of two or four axes, or no such filter or channel of it.
     """
+    instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    filter, channel, samples = whole("filter", filter, None), whole("channel", channel, None), whole("samples", samples)
     shapes = {name: shape for name, shape in hypernet.banks.shapes.items() if len(shape) in (2, 4)}
     if parameter not in shapes:
-        raise ValueError(f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}")
+        raise ValueError(
+            f"{parameter!r} is no generated weight of two or four axes; there are {', '.join(shapes)}{guess(parameter, shapes)}"
+        )
     with torch.no_grad():
         population = hypernet.sample(samples, component)
         weights = hypernet.symmetries.gauge(population.weights, [parameter])[parameter]

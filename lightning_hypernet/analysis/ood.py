@@ -12,6 +12,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, Bin
 
 from lightning_hypernet.metrics.base import entropy
 from lightning_hypernet.metrics.disagreement import mutual_information
+from lightning_hypernet.target.loaders import check_loader
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,14 @@ def ood(members: Callable[[Tensor], Tensor], inside: Iterable[Any], outside: Ite
 
     Returns:
         The scores, and how well they tell.
+
+    Raises:
+        TypeError: If the members are no function, or there are no batches.
+        ValueError: If there are no examples, or the members give something else, or NaN.
     """
-    scores = [_scores(members, loader) for loader in (inside, outside)]
+    if not callable(members):
+        raise TypeError(f"members must be a function, as the method Ensemble.members is, not {members!r}")
+    scores = [_scores(members, loader, name) for loader, name in ((inside, "inside"), (outside, "outside"))]
     results = {}
     for name in scores[0]:
         values = torch.cat([score[name] for score in scores])
@@ -74,10 +81,21 @@ def ood(members: Callable[[Tensor], Tensor], inside: Iterable[Any], outside: Ite
     return Detection(scores[0], scores[1], results)
 
 
-def _scores(members: Callable[[Tensor], Tensor], loader: Iterable[Any]) -> dict[str, Tensor]:
+def _scores(members: Callable[[Tensor], Tensor], loader: Iterable[Any], where: str) -> dict[str, Tensor]:
+    check_loader(loader, where)
     found: dict[str, list[Tensor]] = {"entropy": [], "mutual_information": []}
     for batch in loader:
-        probabilities = members(batch[0] if isinstance(batch, (tuple, list)) else batch).softmax(-1)
+        logits = members(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        if logits.ndim != 3:
+            raise ValueError(
+                f"members must give logits (members, batch, classes), as the method Ensemble.members does, not "
+                f"{tuple(logits.shape)}"
+            )
+        if logits.isnan().any():
+            raise ValueError(f"the logits of {where} hold NaN: check its inputs")
+        probabilities = logits.softmax(-1)
         found["entropy"].append(entropy(probabilities.mean(0)).cpu())
         found["mutual_information"].append(mutual_information(probabilities).cpu())
+    if not any(len(one) for one in found["entropy"]):
+        raise ValueError(f"{where} is empty: there are no examples to tell apart")
     return {name: torch.cat(values) for name, values in found.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.symmetry.alignment import align
+from lightning_hypernet.values import instance, whole
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def paths(
 
     Returns:
         The accuracies.
+
+    Raises:
+        TypeError: If something is not what it must be.
+        ValueError: If a number is out of range, the loader is empty, or labels are no classes.
     """
+    instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    pairs, points = whole("pairs", pairs), whole("points", points)
     one, other = hypernet.sample(pairs, component), hypernet.sample(pairs, component)
     at = torch.linspace(0, 1, points, device=one.latents.z.device)
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
+from lightning_hypernet.values import guess, instance, whole
 
 _CHUNK = 100
 """Networks that are there at once, of which only what is scattered is kept."""
@@ -77,8 +78,11 @@ def scatter(
         The points.
 
     Raises:
-        ValueError: If there is no such bank or filter.
+        TypeError: If this is no Hypernet.
+        ValueError: If there is no such bank or filter, or a number is out of range.
     """
+    instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    samples, dimensions = whole("samples", samples), whole("dimensions", dimensions)
     vectors, components = [], []
     with torch.no_grad():
         for first in range(0, samples, _CHUNK):
@@ -110,10 +114,10 @@ def weights_of(hypernet: Hypernet, population: Population, bank: str | None, fil
         return population.gauged
     banks = {one.name: one for one in hypernet.banks}
     if bank not in banks:
-        raise ValueError(f"there is no bank {bank!r}; there are {', '.join(banks)}")
+        raise ValueError(f"there is no bank {bank!r}; there are {', '.join(banks)}{guess(bank, banks)}")
     filters = banks[bank].flatten(hypernet.symmetries.gauge(population.weights, {slot.parameter for slot in banks[bank].slots}))
     if filter is None:
         return filters
-    if not 0 <= filter < filters.shape[1]:
+    if not 0 <= (filter := whole("filter", filter, None)) < filters.shape[1]:
         raise ValueError(f"bank {bank!r} has filters 0 to {filters.shape[1] - 1}, not {filter}")
     return filters[:, [filter]]

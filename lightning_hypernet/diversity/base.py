@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_hypernet.population import Population
+from lightning_hypernet.population import Population, check_population
 
 
 class DiversityLoss(nn.Module, ABC):
@@ -22,6 +22,11 @@ class DiversityLoss(nn.Module, ABC):
 
     def prepare(self, population: Population) -> None:
         """See a first population before the optimizer exists; a loss builds here what depends on sizes."""
+
+    def __call__(self, population: Population) -> Any:
+        """The value for a population; a TypeError for anything else."""
+        check_population(population)
+        return super().__call__(population)
 
     @abstractmethod
     def forward(self, population: Population) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.reduction import reduce_outputs, refuse_regression
-from lightning_hypernet.values import choice, guess, switch
+from lightning_hypernet.values import choice, guess, switch, whole
 
 
 class EnsembleLoss(DiversityLoss):
@@ -46,11 +47,14 @@ class EnsembleLoss(DiversityLoss):
         super().__init__()
         if isinstance(loss, str) and not callable(getattr(F, loss, None)):
             raise ValueError(f"torch.nn.functional has no loss {loss!r}{guess(loss, dir(F))}")
+        if isinstance(loss, str) and "target" not in str(inspect.signature(getattr(F, loss))):
+            raise ValueError(f"torch.nn.functional.{loss} takes no targets, so {loss!r} is no loss")
         if not (isinstance(loss, str) or callable(loss)):
             raise TypeError(f"loss must be a function of outputs and targets or its name in torch.nn.functional, not {loss!r}")
         choice("join", join, ("log_mean_prob", "mean"))
         self.loss: Callable[[Tensor, Tensor], Tensor] = getattr(F, loss) if isinstance(loss, str) else loss
-        self.join, self.relative, self.dim = join, switch("relative", relative), dim
+        self.join, self.relative = join, switch("relative", relative)
+        self.dim = None if dim is None else whole("dim", dim, None)
 
     def forward(self, population: Population) -> Tensor:
         """Map a population with targets to the loss of its joined prediction."""

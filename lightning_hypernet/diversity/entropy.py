@@ -12,16 +12,17 @@ from torch.autograd.function import once_differentiable
 
 from lightning_hypernet.diversity.base import DiversityLoss
 from lightning_hypernet.population import Population, some_parameters
-from lightning_hypernet.values import whole
+from lightning_hypernet.values import number, whole
 
 _CHUNK = 1 << 14
 """Columns read at once."""
 
 
-def check_norm(p: int) -> None:
-    """Raise a ValueError unless distances of this kind can be measured."""
-    if p not in (1, 2):
+def read_norm(p: Any) -> Literal[1, 2]:
+    """The kind of distances; a ValueError unless they can be measured."""
+    if number(p) not in (1, 2):
         raise ValueError(f"p must be 1 or 2, not {p!r}")
+    return 1 if number(p) == 1 else 2
 
 
 def _ranks(all_ranks: bool) -> int:
@@ -186,8 +187,7 @@ class Entropy(DiversityLoss):
 
     def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
-        check_norm(p)
-        self.p = p
+        self.p = read_norm(p)
         self.coordinates = None if coordinates is None else whole("coordinates", coordinates)
         self.samples = None if samples is None else whole("samples", samples, 2)
         self.register_buffer("draws", torch.zeros((), dtype=torch.long))

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_hypernet.diversity.base import DiversityLoss
-from lightning_hypernet.diversity.entropy import check_norm, entropy
+from lightning_hypernet.diversity.entropy import entropy, read_norm
 from lightning_hypernet.population import Population
+from lightning_hypernet.values import switch
 
 
 class OutputEntropy(DiversityLoss):
@@ -27,8 +28,7 @@ class OutputEntropy(DiversityLoss):
 
     def __init__(self, p: Literal[1, 2] = 2, softmax: bool = False) -> None:
         super().__init__()
-        check_norm(p)
-        self.p, self.softmax = p, softmax
+        self.p, self.softmax = read_norm(p), switch("softmax", softmax)
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus the entropy of its outputs, in nats."""

@@ -117,15 +117,14 @@ class GeneratorConfig:
         Returns:
             The configuration, with one list of widths for each bank of the MNIST target.
         """
+        choice("target", target, ("mnist", "cifar_lenet", "cifar_resnet32"))
         common = cls(start="paper", bias=False, norm_eps=1e-7, norm_momentum=0.02, merge_limit=1 << 20)
         if target == "mnist":
             hidden = ((40, 40), (100, 100), (100, 100), (60, 60))
             return replace(common, code_size=15, hidden=hidden, extractor_hidden=(300, 300))
         if target == "cifar_lenet":
             return replace(common, code_size=8, hidden=(400, 400), extractor_hidden=(200, 200), merge=(-2, -1))
-        if target == "cifar_resnet32":
-            return replace(common, code_size=8, hidden=(800, 800), extractor_hidden=(1200, 1200), residual=True)
-        raise ValueError(f"target must be mnist, cifar_lenet or cifar_resnet32, not {target!r}")
+        return replace(common, code_size=8, hidden=(800, 800), extractor_hidden=(1200, 1200), residual=True)
 
     @classmethod
     def pretrained(cls, gain: float = 0.01) -> GeneratorConfig:
@@ -161,5 +160,7 @@ class GeneratorConfig:
 def _widths(name: str, value: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
     """Widths of layers, or a list of them for every bank."""
     if isinstance(value, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in value):
+        if not all(isinstance(one, (list, tuple)) for one in value):
+            raise ValueError(f"{name} must be widths, or a list of widths for every bank, not both: {value!r}")
         return tuple(wholes(name, one) for one in value)
     return wholes(name, value)

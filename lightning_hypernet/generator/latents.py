@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributions import Distribution, Normal
+
+from lightning_hypernet.values import guess, number, real, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ class Prior(nn.Module, ABC):
         Raises:
             ValueError: If the component does not exist.
         """
-        if component is not None and not 0 <= component < self.components:
+        if component is not None and not 0 <= (component := whole("component", component, None)) < self.components:
             raise ValueError(f"components must lie in 0 to {self.components - 1}, not [{component}]")
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
         key = f"{self.seed}-{self.draws}-{rank}"
@@ -175,8 +177,7 @@ class MixturePrior(Prior):
 
     def __init__(self, latent_dim: int, components: int = 1, separation: float = 1.0) -> None:
         super().__init__(latent_dim, components)
-        if not separation >= 0:
-            raise ValueError(f"separation must be 0 or more, not {separation!r}")
+        separation = real("separation", separation, 0)
         self.mean = nn.Parameter(separation * torch.randn(components, latent_dim))
         self.log_std = nn.Parameter(torch.zeros(components, latent_dim))
 
@@ -209,11 +210,7 @@ class DistributionPrior(Prior):
     ) -> None:
         super().__init__(latent_dim, components)
         if isinstance(distribution, str):
-            made = getattr(torch.distributions, distribution, None)
-            if not (isinstance(made, type) and issubclass(made, Distribution)):
-                raise ValueError(f"torch.distributions has no distribution {distribution!r}")
-            values = {name: torch.as_tensor(value, dtype=torch.get_default_dtype()) for name, value in arguments.items()}
-            distribution = made(**values)  # type: ignore[arg-type]
+            distribution = _distribution(distribution, arguments)
         self.distribution = distribution
         self._shape = (*distribution.batch_shape, *distribution.event_shape)
         if self._shape not in ((), (latent_dim,)):
@@ -227,3 +224,22 @@ class DistributionPrior(Prior):
     def log_prob(self, latents: Latents) -> Tensor:
         """Log density of latents, ``(S,)``, in nats."""
         return self._evenly(self.distribution.log_prob(latents.z))
+
+
+def _distribution(name: str, arguments: Mapping[str, Any]) -> Distribution:
+    """The distribution of torch with a name, its arguments numbers or lists of them."""
+    there = [key for key, one in vars(torch.distributions).items() if isinstance(one, type) and issubclass(one, Distribution)]
+    if name not in there:
+        raise ValueError(f"torch.distributions has no distribution {name!r}{guess(name, there)}")
+    values = {}
+    for key, value in arguments.items():
+        read = [number(one) for one in value] if isinstance(value, (list, tuple)) else number(value)
+        try:
+            values[key] = torch.as_tensor(read, dtype=torch.get_default_dtype())
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{key} of the prior's {name} must be a number or a list of numbers, not {value!r}") from None
+    make: Callable[..., Distribution] = getattr(torch.distributions, name)
+    try:
+        return make(**values)
+    except ValueError as error:
+        raise ValueError(f"the prior's {name}: {' '.join(str(error).split())}") from error

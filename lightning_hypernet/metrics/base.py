@@ -63,22 +63,20 @@ class PopulationMetric(Plottable):
         if not isinstance(predictions, Tensor) or not isinstance(labels, Tensor):
             kinds = f"{type(predictions).__name__} and {type(labels).__name__}"
             raise TypeError(f"predictions and labels must be tensors, not {kinds}")
-        if not predictions.is_floating_point():
-            raise TypeError(f"predictions must be probabilities or logits, real numbers, not {predictions.dtype}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integers, the numbers of classes, not {labels.dtype}")
         if predictions.ndim != 3 or labels.shape != predictions.shape[1:2]:
             raise ValueError(
                 f"predictions must be (members, batch, classes) and labels (batch,), not {tuple(predictions.shape)} and "
                 f"{tuple(labels.shape)}"
             )
+        if not predictions.is_floating_point():
+            raise TypeError(f"predictions must be probabilities or logits, real numbers, not {predictions.dtype}")
         if not predictions.numel():
-            raise ValueError(f"predictions {tuple(predictions.shape)} hold no examples, members or classes")
+            raise ValueError(f"predictions (members, batch, classes) are empty: {tuple(predictions.shape)}")
+        if predictions.shape[2] < 2:
+            raise ValueError("predictions must be of two classes or more, not 1: give (1 - p, p) for the probability p of one")
         if predictions.isnan().any() or predictions.isposinf().any():
             raise ValueError("predictions hold NaN or infinite numbers")
-        classes = predictions.shape[2]
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels must lie in 0 to {classes - 1}, not {int(labels.min())} to {int(labels.max())}")
+        check_labels(labels, predictions.shape[2])
         predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
         if predictions.min() < 0 or predictions.max() > 1:
             predictions = predictions.softmax(-1)
@@ -108,6 +106,19 @@ class MeanScore(Mean, PopulationMetric):
     @abstractmethod
     def score(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         """The score of every example, ``(batch,)``."""
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """See that labels are numbers of classes.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If one is no class.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, the numbers of classes, not {labels.dtype}")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f"labels must lie in 0 to {classes - 1}, not {int(labels.min())} to {int(labels.max())}")
 
 
 def entropy(probabilities: Tensor) -> Tensor:

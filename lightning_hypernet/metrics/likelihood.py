@@ -69,6 +69,8 @@ class EnsembleCalibrationError(PopulationMetric, MulticlassCalibrationError):
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
+        if probabilities.shape[-1] != self.num_classes:
+            raise ValueError(f"predictions are of {probabilities.shape[-1]} classes, and this metric of {self.num_classes}")
         MulticlassCalibrationError.update(self, probabilities.mean(0), labels)
 
 

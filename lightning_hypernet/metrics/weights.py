@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.metrics.base import Mean
 from lightning_hypernet.population import Population, check_population
+from lightning_hypernet.values import instance
 
 
 class _PairsOfNetworks(Mean):
@@ -70,6 +71,7 @@ class SymmetryDistance(_PairsOfNetworks):
 
     def __init__(self, hypernet: Hypernet, **options: Any) -> None:
         super().__init__(**options)
+        instance("hypernet", hypernet, Hypernet, "a Hypernet")
         self._hypernet = [hypernet]  # a list, so that it is no part of the metric
 
     def of_pairs(self, one: Population, others: Population) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class SymmetriesOnDemand:
             if guessed:
                 self.examples = None
             else:
+                _check_inputs(target, examples)
                 self._failure = str(error)
                 warnings.warn(f"the order of the modules shows the filters, since {error}", stacklevel=4)
 
@@ -244,3 +246,24 @@ class _Known(Symmetric):
 
 def _apply(gauge: Gauge, weights: Mapping[str, Tensor], names: Collection[str] | None) -> Mapping[str, Tensor]:
     return gauge(weights) if names is None else gauge.select(weights, names)
+
+
+def _check_inputs(target: nn.Module, examples: Arguments) -> None:
+    """See that example inputs go through a copy of the target, in evaluation or as it is.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    first = None
+    for mode in (False, target.training):
+        try:
+            args, kwargs = examples.of(0)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                copy.deepcopy(target).train(mode)(*args, **kwargs)
+            return
+        except Exception as error:  # whatever the target raises
+            first = first or error
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in examples.tensors)
+    raise ValueError(
+        f"example_inputs of {shapes or 'no tensors'} do not go through {type(target).__name__}: {' '.join(str(first).split())}"
+    ) from first

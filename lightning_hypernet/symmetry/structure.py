@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.fx import Node
 from lightning_hypernet.symmetry.graph import Graph, operation_of, reading
 from lightning_hypernet.symmetry.shapes import ELEMENTWISE, IDENTITY
 from lightning_hypernet.target.filters import Structure
+from lightning_hypernet.values import instance, unknown
 
 _NORMS = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
 _PASSING = ELEMENTWISE | IDENTITY | {"softmax", "log_softmax"}
@@ -85,3 +88,20 @@ def _source(graph: Graph, node: Any) -> str | None:
     while isinstance(node, Node) and node.op == "call_function":
         node = node.args[0]
     return graph.parameter(node)
+
+
+def structure_of(structure: Any) -> Structure | None:
+    """What the graph shows, of itself or of a mapping with its fields.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if structure is None or isinstance(structure, Structure):
+        return structure
+    instance("structure", structure, Mapping, "a Structure or a mapping with its norms and output")
+    if wrong := unknown("structure", structure, [field.name for field in fields(Structure)]):
+        raise TypeError(wrong)
+    read = Structure(structure.get("norms", {}), structure.get("output"))
+    instance("structure's norms", read.norms, Mapping, "a mapping of names of parameters")
+    instance("structure's output", read.output, (str, type(None)), "the name of a parameter, or None")
+    return read

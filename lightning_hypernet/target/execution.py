@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import re
 import threading
 import warnings
@@ -24,7 +23,7 @@ from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Watch, check_reach
 from lightning_hypernet.target.joining import join, stack
 from lightning_hypernet.target.layout import BatchDim
-from lightning_hypernet.target.loaders import Feed, InputsOf
+from lightning_hypernet.target.loaders import Feed, InputsOf, check_loader
 from lightning_hypernet.target.networks import ROUND, Networks, call, rows_of
 from lightning_hypernet.target.places import Placeholder, filled, find_places
 from lightning_hypernet.target.plans import Plans
@@ -153,12 +152,9 @@ class Executor:
 
     def read(self, batches: Iterable[Any], device: torch.device, inputs: InputsOf | None = None) -> Iterator[Arguments]:
         """What the batches of a loader are to the target, as `Feed.read` gives it."""
-        if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Tensor)):
-            raise TypeError(
-                f"a loader gives batches of training data, one after the other; a {type(batches).__name__} does not"
-            )
-        if isinstance(batches, (itertools.cycle, itertools.repeat, itertools.count)):
-            raise ValueError(f"the loader, {type(batches).__name__}, never ends: pass a part of it, as itertools.islice gives")
+        check_loader(batches)
+        if inputs is not None and not callable(inputs):
+            raise TypeError(f"inputs must be a function that gives the target's arguments of a batch, not {inputs!r}")
         return self.feed.read(batches, device, self.target, inputs, self.plans.batch_dim)
 
     def stacked(self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None) -> Any:

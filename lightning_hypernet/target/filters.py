@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_hypernet.values import guess
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -258,11 +260,11 @@ def find_filters(
     layers = [index for index, bank in enumerate(banks) if bank.layer]
     output = canonical.get(structure.output) if structure and structure.output else None
     layers.sort(key=lambda index: output is not None and banks[index].slots[0].parameter == output)
-    for position in merge:
-        if -len(layers) <= position < len(layers):
-            index = layers[position]
-            if banks[index].filters * banks[index].filter_size <= merge_limit:
-                banks[index] = banks[index].whole()
+    for position in merge if layers or tuple(merge) != (-1,) else ():
+        if not -len(layers) <= position < len(layers):
+            raise ValueError(f"merge names layer {position}, and {len(layers)} layers of {type(target).__name__} are generated")
+        if (bank := banks[layers[position]]).filters * bank.filter_size <= merge_limit:
+            banks[layers[position]] = bank.whole()
     shapes = {name: tuple(value.shape) for name, value in parameters.items() if name not in ordinary}
     _validate(banks, shapes)
     return FilterBanks(banks, shapes, {name: aliases[name] for name in shapes}, ordinary)
@@ -283,7 +285,8 @@ def _check(
     ]
     everything = [name for group in aliases.values() for name in group]
     problems += [
-        f"the pattern {pattern!r} matches no parameter; the first names are {', '.join(everything[:5])}"
+        f"the pattern {pattern!r} matches no parameter{guess(pattern, everything)}; the first names are "
+        f"{', '.join(everything[:5])}"
         for pattern in patterns
         if not any(fnmatchcase(name, pattern) for name in everything)
     ]

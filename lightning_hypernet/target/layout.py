@@ -9,23 +9,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_hypernet.target.arguments import ENTRIES, Arguments, usual_axes
+from lightning_hypernet.values import guess, whole
 
 BatchDim = int | str | Mapping[str, int | str | None] | None
 """An axis; ``"list"`` for lists of examples; for some arguments, by their name, either of them, or None: all share it."""
 
 
-def check_batch_dim(batch_dim: Any) -> None:
-    """See that it says where a batch may lie.
+def read_batch_dim(batch_dim: Any) -> BatchDim:
+    """Where a batch may lie, axes as numbers.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does not say so.
     """
-    said = batch_dim.values() if isinstance(batch_dim, Mapping) else (batch_dim,)
-    for one in said:
-        if not (one is None or one == "list" or (isinstance(one, int) and not isinstance(one, bool) and one >= 0)):
-            raise ValueError(
-                f"batch_dim must be an axis, 0 or more, 'list', or a mapping of arguments to them, not {batch_dim!r}"
-            )
+    said = dict(batch_dim) if isinstance(batch_dim, Mapping) else {"": batch_dim}
+    try:
+        read = {name: one if one in (None, "list") else whole("batch_dim", one, 0) for name, one in said.items()}
+    except ValueError:
+        raise ValueError(
+            f"batch_dim must be an axis, 0 or more, 'list', or a mapping of arguments to them, not {batch_dim!r}"
+        ) from None
+    return read if isinstance(batch_dim, Mapping) else read[""]
 
 
 def parameters_of(called: Callable[..., Any]) -> list[str]:
@@ -59,7 +62,10 @@ def laid_out(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: BatchDim,
     names = plain.names(parameters_of(called))
     unknown = sorted(set(by_name) - set(names) - set(parameters_of(called)))
     if unknown:
-        raise ValueError(f"batch_dim names {', '.join(unknown)}, which the target does not take; it takes {', '.join(names)}")
+        raise ValueError(
+            f"batch_dim names {', '.join(unknown)}, which the target does not take{guess(unknown[0], names)}; it takes "
+            f"{', '.join(names)}"
+        )
     given: dict[int, int | None] = {}
     for index, (name, leaf) in enumerate(zip(names, plain.leaves, strict=True)):
         said = by_name.get(name, "list" if lists and type(leaf) is list and batch_dim == "list" else 0)
@@ -72,6 +78,9 @@ def laid_out(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: BatchDim,
                 )
             given[index] = said if isinstance(said, int) and isinstance(leaf, Tensor) else None
     axis = batch_dim if isinstance(batch_dim, int) else 0
+    shapes = [tuple(leaf.shape) for leaf in plain.leaves if isinstance(leaf, Tensor)]
+    if shapes and all(len(shape) <= axis for shape in shapes) and any(shapes):
+        raise ValueError(f"batch_dim says that the batch lies along axis {axis}, and the inputs are {shapes[0]}")
     arguments = Arguments(args, kwargs, axes=usual_axes(plain.leaves, axis, given), lists=lists)
     arguments.said = frozenset(given)
     return arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,27 @@ InputsOf = Callable[[Any], Any]
 """Gives what a target is called with of a batch: a tuple of arguments, a mapping of keyword arguments, or the one argument."""
 _LITERALS = (type(None), bool, int, float, str)
 _DEEPEST = 8
+
+
+def check_loader(loader: Any, name: str = "the loader", part: bool = False) -> None:
+    """See that something gives batches, one after the other, and ends.
+
+    Args:
+        loader: What was given.
+        name: What it is called in the message.
+        part: Whether only a part of it is read, so that it need not end.
+
+    Raises:
+        TypeError: If it gives none.
+        ValueError: If it is known never to end.
+    """
+    if not isinstance(loader, Iterable) or isinstance(loader, (str, bytes, Mapping, Tensor)):
+        raise TypeError(f"{name} must give batches, one after the other; {type(loader).__name__} does not")
+    if not part and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
+        raise ValueError(
+            f"{name}, {type(loader).__name__}, never ends: pass a part of it, as itertools.islice gives (an ensemble takes "
+            "batches=)"
+        )
 
 
 class Feed:
@@ -81,6 +103,8 @@ class Feed:
                 arguments = batch
             else:
                 arguments = laid_out(*self._call(batch, target, inputs), batch_dim, target)
+                if all(one is None or isinstance(one, (int, float)) for one in arguments.leaves):
+                    raise ValueError(f"a batch of the loader, {batch!r}, gives the target no tensors: pass inputs=")
             yield arguments.map(lambda tensor: tensor.to(device))
 
     def _call(self, batch: Any, target: nn.Module, inputs: InputsOf | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

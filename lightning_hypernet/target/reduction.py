@@ -31,12 +31,19 @@ def check_reduction(reduce: Any) -> tuple[str | None, int | None]:
     """
     options = dict(reduce) if isinstance(reduce, Mapping) else {"name": reduce}
     name, dim = options.pop("name", None), options.pop("dim", None)
+    named = not isinstance(reduce, Mapping) or "name" in reduce
     dim = number(dim)
-    known = isinstance(name, (str, type(None))) and name in REDUCTIONS
+    known = named and isinstance(name, (str, type(None))) and name in REDUCTIONS
     if not known or options or not (dim is None or (isinstance(dim, int) and not isinstance(dim, bool))):
-        near = guess(name, REDUCTIONS) or guess(next(iter(options), ""), ("dim",))
+        near = "".join(guess(option, ("name", "dim")) for option in options) or guess(name, REDUCTIONS)
         raise ValueError(f"reduce must be one of {REDUCTIONS}, or a mapping with such a name and dim, not {reduce!r}{near}")
     return name, dim
+
+
+def read_reduction(reduce: Any) -> Reduction:
+    """A reduction, its axis as a number; errors as in `check_reduction`."""
+    _, dim = check_reduction(reduce)
+    return {**reduce, "dim": dim} if isinstance(reduce, Mapping) and "dim" in reduce else reduce
 
 
 def reduce_outputs(outputs: Any, reduce: Reduction, inputs: Sequence[Any] = ()) -> Any:

@@ -204,7 +204,7 @@ def test_attacks_are_counted_on_both(trained):
         assert 0 < wrong < 1
     assert result.attacked != result.transferred
     assert result.clean == pytest.approx(right.float().mean().item())
-    with pytest.raises(ValueError, match="attack must be one of targeted, fgsm, pgd, not 'cw'"):
+    with pytest.raises(ValueError, match="attack must be one of 'targeted', 'fgsm', 'pgd', not 'cw'"):
         adversarial(hypernet, batch, attack="cw")
 
 

@@ -364,7 +364,7 @@ def test_weights_and_several_at_once():
     assert torch.allclose(diversity.total(values), expected)
     assert not Plugins().build_diversity(None).losses
     assert Plugins().build_diversity(["entropy", "variance"]).weights == {"entropy": 1e-3, "variance": 1e-2}
-    with pytest.raises(TypeError, match="the weight of the diversity loss 'entropy' must be a number, not 'a'"):
+    with pytest.raises(TypeError, match="the weight of the diversity loss 'entropy' must be a number, 0 or more, not 'a'"):
         Plugins().build_diversity({"entropy": "a"})
 
 

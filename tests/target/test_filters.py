@@ -129,7 +129,7 @@ def test_the_graph_sees_through_a_weight_that_is_computed():
 
 
 def test_inputs_that_do_not_fit_the_target_are_told():
-    with pytest.warns(UserWarning, match="the order of the modules shows the filters, since Linear cannot be exported"):
+    with pytest.raises(ValueError, match=r"example_inputs of \(2, 5\) do not go through Linear: mat1 and mat2"):
         Hypernet(nn.Linear(3, 4), example_inputs=torch.randn(2, 5))
 
 

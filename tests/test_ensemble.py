@@ -137,7 +137,7 @@ def test_load_from_a_recipe(tmp_path):
 
 
 def test_tied_parameters_survive(tmp_path):
-    networks = Hypernet(Tied()).ensemble(2)
+    networks = Hypernet(Tied(), execution="loop").ensemble(2)
     networks.save(tmp_path)
     loaded = Ensemble.load(tmp_path, Tied())
     x = torch.randn(3, 8)

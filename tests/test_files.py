@@ -29,7 +29,7 @@ def network():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
-    hypernet = Hypernet(network())
+    hypernet = Hypernet(network(), execution="loop")
     hypernet.update_statistics([torch.randn(16, 4)])
     path = tmp_path_factory.mktemp("saved") / "members"
     hypernet.eval().ensemble(3).save(path)
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     torch.manual_seed(0)
-    callback = HypernetCallback(samples=2, members=3, diversity={"entropy": 1e-3})
+    callback = HypernetCallback(samples=2, members=3, diversity={"entropy": 1e-3}, execution="loop")
     trainer = pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback])
     trainer.fit(Classifier(), data())
     path = tmp_path_factory.mktemp("saved") / "one.ckpt"
@@ -138,7 +138,7 @@ def test_a_class_that_is_loaded_and_a_model_of_timm_are_built(tmp_path):
         tmp_path / "linear", {"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 3}}
     )
     assert Ensemble.load(tmp_path / "linear")(torch.randn(2, 4).double()).dtype == torch.float64
-    hypernet = Hypernet(timm.create_model(**TIMM))
+    hypernet = Hypernet(timm.create_model(**TIMM), execution="loop")
     networks = hypernet.eval().ensemble(1, loader=[torch.randn(2, 3, 64, 64)])
     networks.save(tmp_path / "timm", {"class_path": "timm.create_model", "init_args": TIMM})
     x = torch.randn(1, 3, 64, 64)
@@ -260,7 +260,7 @@ def test_a_mask_of_the_target_may_be_infinite(tmp_path):
         def forward(self, x):
             return (self.inner(x) + self.mask).softmax(1)
 
-    networks = Hypernet(Masked()).ensemble(2)
+    networks = Hypernet(Masked(), execution="loop").ensemble(2)
     networks.save(tmp_path)
     x = torch.randn(5, 4)
     assert torch.equal(Ensemble.load(tmp_path, Masked())(x), networks(x))

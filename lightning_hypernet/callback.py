@@ -27,7 +27,7 @@ from lightning_hypernet.placing import (
     warn_of_hidden,
     wrap_whole,
 )
-from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, counts_of, plain_options
 from lightning_hypernet.target.reduction import check_reduction, refuse_regression
@@ -110,7 +110,7 @@ class HypernetCallback(_Base):
     ) -> None:
         super().__init__()
         if preset is not None:
-            if preset in (found := Plugins(plugins)).generators:
+            if preset in (found := plugins_with(plugins)).generators:
                 raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
             options = dict(found.presets.find(preset))
             diversity = options.pop("diversity", None) if diversity is None else diversity
@@ -150,7 +150,7 @@ class HypernetCallback(_Base):
         self.deal, self.validation = deal, validation
         self.copies = None if copies is None else texts("copies", copies, "path")
         self._asked()  # a mistake is told here, not when training starts
-        check_options_of_hypernet(hypernet_options, Plugins(self.plugins))
+        check_options_of_hypernet(hypernet_options, plugins_with(self.plugins))
 
     @property
     def hypernet(self) -> Hypernet:
@@ -207,11 +207,11 @@ class HypernetCallback(_Base):
         return hypernet
 
     def _asked(self) -> WeightedDiversity:
-        return Plugins(self.plugins).build_diversity(self._diversity)
+        return plugins_with(self.plugins).build_diversity(self._diversity)
 
     def _take_over(self, hypernet: Hypernet) -> None:
         """Use a Hypernet that another callback or the user put there, if it is what was asked for."""
-        different = differences(hypernet.options, plain_options(self.hypernet_options, Plugins(self.plugins)))
+        different = differences(hypernet.options, plain_options(self.hypernet_options, plugins_with(self.plugins)))
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()

@@ -20,7 +20,7 @@ from lightning_hypernet import folder as files
 from lightning_hypernet import recipe as recipes
 from lightning_hypernet.archive import ArchiveError, Stored, differing, listed, refuse
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import StackedTensors, StoredLatents
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor, copied_with_target, is_followed
@@ -319,7 +319,7 @@ class Ensemble(nn.Module):
         try:
             check_reduction(content["reduce"])
             read_batch_dim(content["batch_dim"])
-            backend = Plugins(plugins).backend(execution)
+            backend = plugins_with(plugins).backend(execution)
         except (TypeError, ValueError) as error:
             raise ArchiveError(f"{folder} can't be loaded: {error}") from error
         executor = Executor(target, content["aliases"], backend, execution, content["batch_dim"])

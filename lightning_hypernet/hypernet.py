@@ -18,7 +18,7 @@ from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
-from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import config_of, counts_of
 from lightning_hypernet.step_sampler import StepSampler
@@ -253,12 +253,12 @@ class Hypernet(StepSampler):
         if wrong := unknown("Hypernet", changes, known):
             raise TypeError(wrong)
         kept = checkpoint.read(path, name, known, trust)
-        lacking = Plugins(plugins).lacking(need for need in kept.needs if need[0] not in changes)
+        lacking = plugins_with(plugins).lacking(need for need in kept.needs if need[0] not in changes)
         if lacking:
             raise ValueError(f"{path} needs {'; '.join(lacking)}")
         refuse(path, _exceeding(kept.options, kept.tensors))
         with kept.building():
-            least = config_of(kept.options.get("generator"), Plugins(plugins)).least(kept.options["latent_dim"])
+            least = config_of(kept.options.get("generator"), plugins_with(plugins)).least(kept.options["latent_dim"])
             if kept.options["distribution"] == "generator" and least > kept.numbers:
                 raise ValueError(f"its generator asks for {least:,} numbers and more, where there are {kept.numbers:,}")
             hypernet = cls(target, plugins=plugins, **{**kept.options, **changes})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +124,7 @@ class Plugins:
 
     def _load_installed(self) -> None:
         groups: dict[str, list[EntryPoint]] = {}
-        for entry in entry_points(group=PROJECT):
+        for entry in _announced(_search_path()):
             groups.setdefault(entry.name, []).append(entry)
         allowed = os.environ.get(RESTRICT)
         patterns = ["*"] if allowed is None else [pattern.strip() for pattern in allowed.split(",")]
@@ -291,6 +293,30 @@ class Plugins:
             hooks = tuple(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
             found.append(PluginInfo(name, self._versions.get(name, ""), hooks))
         return sorted(found, key=lambda info: info.name)
+
+
+def plugins_with(given: Sequence[object] = ()) -> Plugins:
+    """The built-in, installed and given plug-ins; those of nobody's own are found once for all, and not to be changed."""
+    if isinstance(given, Sequence) and not given:
+        return _installed(_search_path(), os.environ.get(RESTRICT))
+    return Plugins(given)
+
+
+@functools.lru_cache(maxsize=4)
+def _installed(path: tuple[tuple[str, float], ...], allowed: str | None) -> Plugins:
+    return Plugins()
+
+
+def _search_path() -> tuple[tuple[str, float], ...]:
+    """Where packages are found, and when something was last installed there."""
+    folders = [path for path in sys.path if os.path.isdir(path)]
+    return tuple((path, os.stat(path).st_mtime) for path in folders)
+
+
+@functools.lru_cache(maxsize=4)
+def _announced(_: tuple[tuple[str, float], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of installed plug-ins, which take longer to find than all else of a small Hypernet to build."""
+    return tuple(entry_points(group=PROJECT))
 
 
 def _path(cls: type) -> str:

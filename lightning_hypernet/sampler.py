@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
 from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution
-from lightning_hypernet.plugins import Plugins
+from lightning_hypernet.plugins import Plugins, plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
@@ -84,7 +84,7 @@ class Sampler(StandIn):
     ) -> None:
         super().__init__()
         self.register_load_state_dict_pre_hook(type(self)._refuse_others)  # type: ignore[no-untyped-call]
-        found = Plugins(plugins)
+        found = plugins_with(plugins)
         gauge, execution = _shortest(gauge), _shortest(execution)
         config = config_of(generator, found)
         self.latent_dim, self.context_dim, self.components = latent_dim, context_dim, components

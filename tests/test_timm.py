@@ -11,7 +11,7 @@ from lightning_hypernet import GeneratorConfig, Hypernet
 
 @pytest.mark.parametrize(
     ("name", "options", "size"),
-    [("resnet18", {}, 32), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32)],
+    [pytest.param("resnet18", {}, 32, marks=pytest.mark.slow), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32)],
 )
 def test_wrap_train_a_step_export(name, options, size):
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def marked(name, size, quick=False):
         marked("resnet10t", 64, quick=True),
         marked("convnext_atto", 64, quick=True),
         marked("resnet18", 64),
-        marked("inception_v4", 96, quick=True),
+        marked("inception_v4", 96),
         marked("convmixer_768_32", 64),
         marked("vit_tiny_patch16_224", 224),
         marked("efficientnet_b0", 64),

@@ -460,7 +460,7 @@ def test_a_target_that_cannot_be_exported():
     [
         ("resnet18", 0.99, 0.99, 2880),
         pytest.param("densenet121", 0.99, 0.99, 10240, marks=pytest.mark.slow),
-        ("regnety_002", 0.77, 0.85, 1364),
+        pytest.param("regnety_002", 0.77, 0.85, 1364, marks=pytest.mark.slow),
         ("convnext_atto", 0.0, 0.0, 7960),
     ],
 )

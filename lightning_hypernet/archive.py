@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_hypernet.values import shown
+
 FORMAT = 4
 """Of recipes in checkpoints and folders."""
 ENDLESS = "has no end"
@@ -131,6 +133,16 @@ def refuse(path: str | Path, problems: Iterable[str], done: str = "loaded") -> N
         raise ArchiveError(f"{path} can't be {done}: {'; '.join([*found[:_SHOWN], *more])}")
 
 
+def check_file(path: str | Path) -> None:
+    """See that what is there, if anything is, is a file, from which reading ends.
+
+    Raises:
+        ArchiveError: If it is a pipe or a device.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ArchiveError(f"{path} can't be loaded: it is no file")
+
+
 def check_format(path: str | Path, recipe: Mapping[str, Any]) -> None:
     """See that a recipe, of a checkpoint or of an ensemble, has the present format.
 
@@ -139,7 +151,7 @@ def check_format(path: str | Path, recipe: Mapping[str, Any]) -> None:
     """
     if type(recipe.get("format")) is not int or recipe["format"] != FORMAT:
         raise ArchiveError(
-            f"{path} has the format {recipe.get('format')!r}, not {FORMAT}; read it with the version that wrote it"
+            f"{path} has the format {shown(recipe.get('format'))}, not {FORMAT}; read it with the version that wrote it"
         )
 
 
@@ -167,6 +179,16 @@ def differing(there: Mapping[str, Stored], wanted: Mapping[str, Sequence[Any]], 
 
 def _shown(one: Sequence[Any]) -> str:
     return f"{one[0]} {tuple(one[1:])}" if one else "nothing"
+
+
+def misshapen(manifest: Mapping[Any, Any], where: str) -> list[str]:
+    """Which entries of a list of tensors, as `listed` gives it, are none, in words."""
+    return [
+        f"{where}.{shown(name)} is {shown(one)}"
+        for name, one in manifest.items()
+        if not (isinstance(name, str) and isinstance(one, (list, tuple)) and one and isinstance(one[0], str))
+        or not all(type(size) is int for size in one[1:])
+    ]
 
 
 def not_finite(name: str, tensor: Tensor, infinite: bool = False) -> list[str]:
@@ -223,12 +245,15 @@ def read_checkpoint(path: str | Path) -> dict[Any, Any]:
     Raises:
         ArchiveError: If it is none, or cut off.
     """
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             records = {one.filename.partition("/")[2]: one for one in archive.infolist()}
             packed = [name for name, one in records.items() if one.compress_type != zipfile.ZIP_STORED]
             if packed:
                 raise ArchiveError(f"{path} can't be loaded: {packed[0]} is compressed, as no checkpoint is")
+            if sum(one.file_size for one in records.values()) > os.path.getsize(path):
+                raise ArchiveError(f"{path} can't be loaded: it is shorter than what it lists")
             if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
                 raise ArchiveError(f"{path} can't be loaded: it was written with another order of bytes")
             with archive.open(records["data.pkl"]) as file:
@@ -245,7 +270,7 @@ def read_checkpoint(path: str | Path) -> dict[Any, Any]:
     return content
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # of Python, whose memo is a dict: an index in a file allocates nothing
     """Reads plain values, and tensors as `Stored`; whatever else a file names is neither imported nor called.
 
     Args:

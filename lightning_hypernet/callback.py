@@ -110,7 +110,8 @@ class HypernetCallback(_Base):
     ) -> None:
         super().__init__()
         if preset is not None:
-            if preset in (found := plugins_with(plugins)).generators:
+            found = plugins_with(plugins)
+            if isinstance(preset, str) and preset in found.generators:
                 raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
             options = dict(found.presets.find(preset))
             diversity = options.pop("diversity", None) if diversity is None else diversity

@@ -23,12 +23,13 @@ from lightning_hypernet.archive import (
     check_format,
     differing,
     listed,
+    misshapen,
     not_finite,
     plain,
     read_checkpoint,
     refuse,
 )
-from lightning_hypernet.values import guess, instance
+from lightning_hypernet.values import guess, instance, shown
 
 _KEY = "hypernet"
 
@@ -144,7 +145,7 @@ class Kept:
             yield
         except ArchiveError:
             raise
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ArchiveError(f"{self.path} can't be loaded: {' '.join(str(error).split())}") from error
 
     def load_into(self, module: nn.Module, changed: Mapping[str, Any]) -> None:
@@ -171,7 +172,12 @@ class Kept:
             if isinstance(kept, dict):
                 extra["options"] = {option: value for option, value in kept.items() if option not in changed}
         state = OrderedDict({name: one.read() for name, one in self.tensors.items()} | self.extra)
-        refuse(self.path, (text for name in self.tensors for text in not_finite(name, state[name], name.startswith("target."))))
+        problems = [text for name in self.tensors for text in not_finite(name, state[name], name.startswith("target."))]
+        problems += [text for name, one in self.extra.items() for text in _not_finite_within(name, one)]
+        component, components = state.get("members.stored.component"), self.options["components"]
+        if isinstance(component, Tensor) and not bool(((component >= 0) & (component < components)).all()):
+            problems.append(f"members.stored.component is not in 0 to {components - 1}")
+        refuse(self.path, problems)
         state._metadata = OrderedDict(self.versions)  # type: ignore[attr-defined]
         with self.building():
             module.load_state_dict(state)
@@ -204,9 +210,13 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     recipe = recipes[name]
     check_format(path, recipe)
     kinds = {"prefix": str, "options": dict, "needs": list, "tensors": dict}
-    problems += [f"{key} is {recipe.get(key)!r}" for key, kind in kinds.items() if not isinstance(recipe.get(key), kind)]
+    problems += [f"{key} is {shown(recipe.get(key))}" for key, kind in kinds.items() if not isinstance(recipe.get(key), kind)]
     refuse(path, problems)
-    problems += [f"the option {option} is none of the Hypernet's" for option in sorted(set(recipe["options"]) - set(known))]
+    there = set(map(str, recipe["options"]))
+    problems += [f"the option {shown(option)[1:-1]} is none of the Hypernet's" for option in sorted(there - set(known))]
+    problems += [f"the option {option} is missing" for option in known if option not in {*there, "example_inputs"}]
+    problems += misshapen(recipe["tensors"], "tensors")
+    refuse(path, problems)
     needs = [tuple(need) if isinstance(need, list) else () for need in recipe["needs"]]
     if any(len(need) != 3 or not all(isinstance(text, str) for text in need) for need in needs):
         problems.append(f"needs is {recipe['needs']!r}")
@@ -217,6 +227,8 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     stored = {key: value for key, value in state.items() if key not in extra}
     tensors = {key: value if isinstance(value, Stored) else Stored.of(value) for key, value in stored.items()}
     problems += differing(tensors, recipe["tensors"], "what was saved")
+    if not isinstance(getattr(whole, "_metadata", {}), dict):
+        problems.append("the versions are no mapping")
     versions = plain(getattr(whole, "_metadata", {}), "the versions", problems)
     if not trust:
         extra = {key: _read(plain(value, key, problems)) for key, value in extra.items()}
@@ -243,6 +255,15 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a state dict whose names have a prefix, by the rest of the name, without those of diversity losses."""
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return {key: value for key, value in found.items() if not key.startswith("diversity.")}
+
+
+def _not_finite_within(name: str, value: Any) -> list[str]:
+    if isinstance(value, Tensor):
+        return not_finite(name, value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{name} is {value}"]
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return [text for key, entry in entries for text in _not_finite_within(f"{name}.{key}", entry)]
 
 
 def _read(value: Any) -> Any:

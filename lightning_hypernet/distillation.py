@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.metrics.base import checked_labels
 from lightning_hypernet.values import instance, real
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
@@ -107,7 +107,7 @@ class Distillation(_Module):
                 f"the student gives logits {tuple(logits.shape)}, and the ensemble {tuple(taught.shape)}: both need the same "
                 "classes"
             )
-        check_labels(labels, logits.shape[-1])
+        labels = checked_labels(labels, logits)
         learnt = F.log_softmax(logits / self.temperature, dim=-1)
         distance = F.kl_div(learnt, taught, reduction="batchmean") * self.temperature**2
         loss = (1 - self.alpha) * F.cross_entropy(logits, labels) + self.alpha * distance

@@ -8,13 +8,12 @@ import itertools
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_hypernet import folder as files
 from lightning_hypernet import recipe as recipes
@@ -313,8 +312,10 @@ class Ensemble(nn.Module):
         groups: dict[str, dict[str, Stored]] = {"weights": {}, "statistics": {}, "target": {}, "stored": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
+            if group != "target" and "." in rest:
+                refuse(folder, [f"{name} has a dot in its name, where / stands"])
             groups.setdefault(group, {})[rest if group == "target" else rest.replace("/", ".")] = tensor
-        refuse(folder, _misfits(content, groups, target))
+        refuse(folder, files.misfits(content, groups, target))
         execution = content["execution"]
         try:
             check_reduction(content["reduce"])
@@ -326,6 +327,7 @@ class Ensemble(nn.Module):
         kept = {name: value for name, value in executor.target.state_dict().items() if isinstance(value, Tensor)}
         refuse(folder, differing(groups["target"], listed(kept), type(target).__name__))
         read = {group: {name: tensor.read() for name, tensor in some.items()} for group, some in groups.items()}
+        refuse(folder, files.odd_numbers(read))
         executor.statistics.frozen = content["frozen"]
         executor.choices = Choices(content["choices"])
         executor.feed = Feed(content["feed"])
@@ -346,33 +348,3 @@ def _built(folder: str | Path, recipe: Any, numbers: int, trust: bool, tensors: 
         raise ArchiveError(f"{folder} can't be loaded: {error}") from error
     dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith("weights.")}
     return module.to(dtypes.pop()) if len(dtypes) == 1 else module
-
-
-def _misfits(content: Mapping[str, Any], groups: Mapping[str, Mapping[str, Stored]], target: nn.Module) -> Iterator[str]:
-    """How a folder differs from a target, in words."""
-    whose = type(target).__name__
-    parameters = dict(target.named_parameters(remove_duplicate=False))
-    aliases, members = content["aliases"], content["members"]
-    named = [name for names in aliases.values() if isinstance(names, list) for name in names]
-    wanted = {name: [listed(parameters).get(name, ["nothing"])[0], members, *parameters[name].shape]
-              for name in aliases if name in parameters}  # fmt: skip
-    yield from differing(groups["weights"], wanted, f"{members} networks of {whose}")
-    yield from (f"{name!r} of aliases is no parameter of {whose}" for name in named if name not in {*parameters, *aliases})
-    yield from (f"{name} of {whose} is missing" for name in parameters if name not in {*named, *groups["target"]})
-    buffers = dict(target.named_buffers())
-    for name, tensor in groups["statistics"].items():
-        if name not in buffers:
-            yield f"statistics.{name} is no buffer of {whose}"
-        elif tensor.shape[1:] != buffers[name].shape and isinstance(target.get_submodule(name.rpartition(".")[0]), _NormBase):
-            yield f"statistics.{name} is {tensor.shape[1:]} here and {tuple(buffers[name].shape)} in {whose}"
-    modules = dict(target.named_modules())
-    yield from (f"{path!r} of frozen is no module of {whose}" for path in content["frozen"] if path not in modules)
-    stored = {name: tensor.shape for name, tensor in groups["stored"].items()}
-    if set(stored) != {"z", "component", "context"} or [len(shape) for shape in stored.values()].count(2) != 2:
-        yield f"the latents are {stored}"
-    if set(groups) - {"weights", "statistics", "target", "stored"}:
-        yield f"{', '.join(sorted(set(groups) - {'weights', 'statistics', 'target', 'stored'}))} is unknown"
-    if not all(isinstance(one, dict) and isinstance(one.get("backend"), str) for one in content["choices"].values()):
-        yield f"choices is {content['choices']!r}"
-    if not (content["feed"] is None or isinstance(content["feed"], dict)):
-        yield f"feed is {content['feed']!r}"

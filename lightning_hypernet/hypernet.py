@@ -258,6 +258,7 @@ class Hypernet(StepSampler):
             raise ValueError(f"{path} needs {'; '.join(lacking)}")
         refuse(path, _exceeding(kept.options, kept.tensors))
         with kept.building():
+            _check_depth(kept)
             least = config_of(kept.options.get("generator"), plugins_with(plugins)).least(kept.options["latent_dim"])
             if kept.options["distribution"] == "generator" and least > kept.numbers:
                 raise ValueError(f"its generator asks for {least:,} numbers and more, where there are {kept.numbers:,}")
@@ -271,6 +272,15 @@ class Hypernet(StepSampler):
 def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: Arguments) -> bool:
     packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))
     return bool(arguments.tensors) and not packed
+
+
+def _check_depth(kept: Any) -> None:
+    """See that the file holds a tensor or more for every hidden layer that its options ask for."""
+    generator = kept.options.get("generator") or {}
+    given = [*(generator.get("hidden") or ()), *(generator.get("extractor_hidden") or ())]
+    layers = sum(len(one) if isinstance(one, list) else 1 for one in given)
+    if layers > len(kept.tensors):
+        raise ValueError(f"its generator asks for {layers:,} hidden layers, and there are {len(kept.tensors):,} tensors")
 
 
 def _exceeding(options: Mapping[str, Any], tensors: Mapping[str, Stored]) -> list[str]:
@@ -298,6 +308,8 @@ def check_target(target: Any) -> None:
         ValueError: If it was scripted or traced as a whole.
     """
     instance("the target", target, nn.Module, "an nn.Module")
+    if meta := [name for name, value in target.named_parameters() if value.is_meta]:
+        raise ValueError(f"{meta[0]} of the target lies on the meta device: use to_empty() and initialise it")
     if isinstance(target, torch.jit.ScriptModule):
         names = ", ".join(name for name, _ in target.named_parameters())
         raise ValueError(f"{names} belong to modules that were scripted or traced as a whole: wrap the target before torch.jit")

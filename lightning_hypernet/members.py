@@ -17,6 +17,7 @@ from lightning_hypernet.target.execution import Executor
 from lightning_hypernet.target.recent import RecentInputs
 from lightning_hypernet.target.replicas import version_of
 from lightning_hypernet.target.snapshot import Snapshot
+from lightning_hypernet.values import shown
 
 
 class Members(nn.Module):
@@ -74,6 +75,10 @@ class Members(nn.Module):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over what a checkpoint holds."""
+        held = self.statistics.tensors()
+        for name, value in state["others"].items():
+            if name in held or not isinstance(value, Tensor) or value.shape[:1] != self.stored.z.shape[:1]:
+                raise ValueError(f"the members' statistics {shown(name)} are none of {len(self.stored.z)} networks")
         self.others = {name: value.to(self.device) for name, value in state["others"].items()}
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -158,6 +158,8 @@ def copies_of(pl_module: nn.Module, path: str, target: nn.Module, asked: Sequenc
     shapes = _shapes(target)
     if asked is not None:
         for name in asked:
+            if name == path:
+                raise ValueError(f"copies name {name!r}, the target itself: name the modules that follow it, or () for none")
             other = submodule(pl_module, name)
             if other is None or _shapes(other) != shapes:
                 raise ValueError(

@@ -213,7 +213,7 @@ class Plugins:
         layers = {_path(layer) for layer in self.rules}
         absent: dict[str, list[str]] = {}
         for option, name, plugin in needs:
-            if name not in (layers if option == "target" else self._registries[_HOOKS[option]]):
+            if name not in (layers if option == "target" else self._registries.get(_HOOKS.get(option, ""), ())):
                 absent.setdefault(plugin, []).append(f"{option}={name!r}")
         return [f"the plug-in {plugin} for {', '.join(uses)}: {self.absence(plugin)}" for plugin, uses in absent.items()]
 

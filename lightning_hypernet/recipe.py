@@ -16,6 +16,10 @@ from lightning_hypernet.values import guess
 _TIMM = "timm.create_model"
 _SLACK = 1 << 26
 _SHAPED = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "repeat", "empty_strided", "new_empty", "new_full"}
+_FETCHING = {"torchmetrics", "pytorch_lightning", "lightning", "lightning_fabric", "timm", "transformers", "torchvision"}
+"""Packages that this one brings, or whose classes may read what is not there; their modules are built by the user."""
+_LEAST = 4096
+"""Numbers that an operation counts for at least, so that what makes few of them without end ends."""
 _COUNTED = {"arange", "randperm", "eye", "linspace"}
 
 
@@ -65,8 +69,10 @@ def _untrusted(recipe: Mapping[str, Any]) -> list[str]:
         made = _loaded(*path.rsplit(".", 1))
         if made is None:
             return [f"the recipe names {path}, which is not loaded: import it first"]
-        is_class = isinstance(made, type) and issubclass(made, nn.Module)
-        return [] if is_class else [f"a recipe names {_TIMM} or a class of modules, not {path}"]
+        if not (isinstance(made, type) and issubclass(made, nn.Module)):
+            return [f"a recipe names {_TIMM} or a class of modules, not {path}"]
+        fetching = path.partition(".")[0] in _FETCHING or (path.startswith("torch.") and not path.startswith("torch.nn."))
+        return [f"the recipe names {path}, whose package may fetch files"] if fetching else []
     import timm
 
     name = arguments.get("model_name")
@@ -113,7 +119,7 @@ class _Bounded(TorchDispatchMode):
             wanted *= args[0].numel()
         if name in _COUNTED:
             wanted = max((int(one) for one in args if isinstance(one, (int, float))), default=0)
-        self._left -= wanted
+        self._left -= max(wanted, _LEAST)
         if self._left < 0:
             raise ValueError(f"it asks for more than {self._most:,} numbers, and the file holds {self._most - _SLACK >> 4:,}")
         return func(*args, **(kwargs or {}))

@@ -29,7 +29,7 @@ from lightning_hypernet.target.layout import BatchDim, laid_out, read_batch_dim
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.reduction import read_reduction
-from lightning_hypernet.values import instance, texts, unknown, whole
+from lightning_hypernet.values import instance, shown, texts, unknown, whole
 
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
@@ -140,6 +140,9 @@ class Sampler(StandIn):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off."""
+        odd = [path for path in state["frozen"] if path not in dict(self.executor.target.named_modules())]
+        if odd:
+            raise ValueError(f"frozen holds {shown(odd[0])}, which is no module of {type(self.executor.target).__name__}")
         self.executor.statistics.frozen = list(state["frozen"])
         self.executor.choices = Choices(state["execution"])
         self.executor.feed = Feed(state["feed"])
@@ -211,6 +214,7 @@ class Sampler(StandIn):
         if not bool(z.isfinite().all()):
             raise ValueError("latents must be finite, and these hold NaN or infinite numbers")
         context = z.new_zeros(len(z), self.context_dim) if latents.context is None else latents.context
+        context = as_numbers("the context", context)
         if context.shape != (len(z), self.context_dim):
             raise ValueError(f"conditions must be ({len(z)}, {self.context_dim}), not {tuple(context.shape)}: see context_dim")
         with evaluating(self.generator):
@@ -267,6 +271,8 @@ def as_numbers(name: str, value: Any) -> Tensor:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be numbers, not {value!r}") from error
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers, not {tensor.dtype}")
     if not tensor.isfinite().all():
         raise ValueError(f"{name} must be finite, and holds NaN or infinite numbers")
     return tensor

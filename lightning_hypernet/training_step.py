@@ -207,6 +207,10 @@ def loss_of(result: Any, batch: Any, scaled: bool = False) -> Tensor:
         raise TypeError(f"training_step must return a tensor or a dict with a tensor 'loss', not {kind}")
     if loss.numel() != 1:
         raise ValueError(f"training_step must return one loss, a scalar, not {tuple(loss.shape)}: take the mean")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise ValueError(
+            "the loss that training_step returns has no gradient: it is detached, or no part of it came from the target"
+        )
     if not (scaled or torch.isfinite(loss).all()):
         kind = "NaN" if loss.isnan().any() else "infinite"
         where = _not_finite(batch)

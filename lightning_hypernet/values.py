@@ -36,7 +36,7 @@ def whole(name: str, value: Any, least: int | None = 1) -> int:
     fits = isinstance(read, Integral) and not isinstance(read, bool)
     if not fits or (least is not None and read < least):
         wanted = [*([] if fits else ["a whole number"]), *([] if least is None else [f"{least} or more"])]
-        raise ValueError(f"{name} must be {', '.join(wanted)}, not {_shown(value)}")
+        raise ValueError(f"{name} must be {', '.join(wanted)}, not {shown(value)}")
     return int(read)
 
 
@@ -57,10 +57,10 @@ def real(name: str, value: Any, least: float = -math.inf, most: float = math.inf
     fits = isinstance(read, Real) and not isinstance(read, bool) and math.isfinite(read)
     if not fits or not least <= read <= most or (above and read == least):
         if math.isfinite(least) and math.isfinite(most):
-            raise ValueError(f"{name} must lie in {least:g} to {most:g}, not {_shown(value)}")
+            raise ValueError(f"{name} must lie in {least:g} to {most:g}, not {shown(value)}")
         low = "" if least == -math.inf else f", above {least:g}" if above else f", {least:g} or more"
         high = "" if most == math.inf else f", {most:g} or less"
-        raise ValueError(f"{name} must be a number{low}{high}, not {_shown(value)}")
+        raise ValueError(f"{name} must be a number{low}{high}, not {shown(value)}")
     return float(read)
 
 
@@ -72,12 +72,12 @@ def wholes(name: str, value: Any, least: int | None = 1) -> tuple[int, ...]:
     """
     several = (value,) if isinstance(number(value), Real) else value
     if isinstance(several, (str, Mapping)) or not isinstance(several, Iterable):
-        raise ValueError(f"{name} must be whole numbers, not {_shown(value)}")
+        raise ValueError(f"{name} must be whole numbers, not {shown(value)}")
     try:
         return tuple(whole(name, one, least) for one in several)
     except ValueError:
         low = "" if least is None else f", each {least} or more"
-        raise ValueError(f"{name} must be whole numbers{low}, not {_shown(value)}") from None
+        raise ValueError(f"{name} must be whole numbers{low}, not {shown(value)}") from None
 
 
 def switch(name: str, value: Any) -> bool:
@@ -88,7 +88,7 @@ def switch(name: str, value: Any) -> bool:
     """
     read = _SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
     if not isinstance(read, bool):
-        raise ValueError(f"{name} must be true or false, not {_shown(value)}")
+        raise ValueError(f"{name} must be true or false, not {shown(value)}")
     return read
 
 
@@ -103,8 +103,8 @@ def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
             return value
     except TypeError:
         pass
-    shown = ", ".join(repr(one) for one in allowed)
-    raise ValueError(f"{name} must be one of {shown}, not {_shown(value)}{guess(value, allowed)}")
+    listing = ", ".join(repr(one) for one in allowed)
+    raise ValueError(f"{name} must be one of {listing}, not {shown(value)}{guess(value, allowed)}")
 
 
 def texts(name: str, value: Any, what: str) -> tuple[str, ...]:
@@ -118,9 +118,10 @@ def texts(name: str, value: Any, what: str) -> tuple[str, ...]:
     Raises:
         TypeError: If one is none.
     """
-    several = (value,) if isinstance(value, str) else value
-    if isinstance(several, Mapping) or not isinstance(several, Iterable) or not all(isinstance(one, str) for one in several):
-        raise TypeError(f"{name} must be a {what} or a list of {what}s, not {_shown(value)}")
+    listed = isinstance(value, Iterable) and not isinstance(value, Mapping)
+    several = (value,) if isinstance(value, str) else tuple(value) if listed else (value,)
+    if not all(isinstance(one, str) for one in several):
+        raise TypeError(f"{name} must be a {what} or a list of {what}s, not {shown(value)}")
     return tuple(several)
 
 
@@ -131,7 +132,7 @@ def reals(name: str, value: Any, least: float = -math.inf, above: bool = False) 
         ValueError: If there are none, or one is no number or out of range.
     """
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} must be a list of numbers, not {_shown(value)}")
+        raise ValueError(f"{name} must be a list of numbers, not {shown(value)}")
     read = tuple(real(name, one, least, above=above) for one in value)
     if not read:
         raise ValueError(f"{name} is empty: give one number or more")
@@ -207,14 +208,14 @@ def read_options(make: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
 def _kind(value: Any) -> str:
     """A value in a message: texts and numbers as they are, of others what they are."""
     if value is None or isinstance(value, (str, Real)):
-        return _shown(value)
+        return shown(value)
     if inspect.isclass(value):
         return f"the class {value.__name__}: pass an instance"
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a message, which shall stay one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -254,6 +254,13 @@ def config(**fields):
     return net(generator={**SMALL, **fields})
 
 
+def spoilt(value):
+    """A target with a number that is none."""
+    layer = nn.Linear(4, 3)
+    layer.bias.data[0] = value
+    return layer
+
+
 TARGET = [
     row("none", lambda: Hypernet(None), "target", "None", "Module"),
     row("a class", lambda: Hypernet(nn.Linear), "target", "Linear", "class|instance"),
@@ -263,6 +270,9 @@ TARGET = [
     row("no parameters", lambda: Hypernet(nn.ReLU()), "ReLU", "no parameters", "wrap another"),
     row("a Hypernet", lambda: Hypernet(net()), "target", "Hypernet", "wrap"),
     row("lazy", lambda: Hypernet(nn.LazyLinear(3)), "weight", "not initialised", "run"),
+    row("nan", lambda: Hypernet(spoilt(NAN)), "bias", "NaN"),
+    row("infinite", lambda: Hypernet(spoilt(INF)), "bias", "infinite"),
+    row("on meta", lambda: Hypernet(nn.Linear(4, 3, device="meta")), "weight", "meta", "to_empty"),
     row("frozen", lambda: Hypernet(nn.Linear(4, 3).requires_grad_(False)), "Linear", "requires_grad"),
 ]  # fmt: skip
 COUNTS = [
@@ -441,6 +451,8 @@ CALLBACK = [
     row("deal nothing", lambda: fit(callback(deal=lambda batch, n: [])), "deal", "parts", "empty|none|no "),
     row("validation=member", lambda: callback(validation="member"), "validation", "'member'", near("members")),
     row("validation=true", lambda: callback(validation=True), "validation", "True", "'ensemble'"),
+    row("copies of itself", lambda: fit(callback(copies="model")), "copies", "'model'", "itself"),
+    row("infinite weight", lambda: fit(callback(diversity={"entropy": 1e300})), "'entropy'", r"1e\+300", "infinite"),
     row("copies=3", lambda: callback(copies=3), "copies", "3", "path"),
     row("copies=(3,)", lambda: callback(copies=(3,)), "copies", "3", "path"),
     row("copies=teacher", lambda: fit(callback(copies="teacher")), "'teacher'", "no such module", "copies|copy"),
@@ -538,6 +550,11 @@ METHODS = [
     row("ensemble loader=3", lambda: net(normed()).ensemble(2, loader=3), "loader", "3|int", "batches"),
     row("ensemble loader=[]", lambda: net(normed()).ensemble(2, loader=[]), "loader", "no batch|empty"),
     row("statistics of 3", lambda: net(normed()).update_statistics(3), "loader|batches", "3|int"),
+    row("statistics of nan", lambda: net(normed()).update_statistics([(X * NAN, Y)]), "1.running_mean", "NaN", "loader"),
+    row("members of nan", lambda: members(normed()).update_statistics([(X * NAN, Y)]), "1.running_mean", "NaN", "loader"),
+    row("decode nan condition", lambda: net(context_dim=1).decode(Latents(torch.zeros(1, 4), torch.tensor([0]),
+        torch.full((1, 1), NAN))), "context", "NaN"),
+    row("complex condition", lambda: net(context_dim=1).sample(2, context=torch.tensor([1j])), "context", "complex64"),
     row("statistics of 3, none there", lambda: net().update_statistics(3), "loader|batches", "3|int"),
     row("statistics of []", lambda: net(normed()).update_statistics([]), "loader|batch", "no batch|empty"),
     row("statistics of a tensor", lambda: net(normed()).update_statistics(X), "loader|batches", "[Tt]ensor"),
@@ -697,6 +714,9 @@ METRICS = [
     row("cosine of 3", lambda: WeightCosine().update(3), "population", "3|int"),
     row("cosine of weights", lambda: WeightCosine().update(net().sample(2).weights), "population", "dict|Mapping"),
     row("cosine of one", lambda: WeightCosine().update(net().sample(1)), "two", "1"),
+    row("distance of another's", lambda: SymmetryDistance(net()).update(net(nn.Linear(5, 3)).sample(2)), "population",
+        "another"),
+    row("infinite logits", lambda: updated(EnsembleNLL(), PREDICTIONS - INF), "predictions", "infinit"),
     row("distance of 3", lambda: SymmetryDistance(3), "hypernet", "3|int", "Hypernet"),
 ]  # fmt: skip
 ANALYSIS = [
@@ -708,6 +728,15 @@ ANALYSIS = [
     row("accuracies dicts", lambda: accuracies(net(), net().sample(2), [{"x": X, "y": Y}]), "loader|batch", "inputs, labels"),
     row("accuracies real labels", lambda: accuracies(net(), net().sample(2), [(X, Y.float())]), "labels", "float32", "integer"),
     row("accuracies labels=7", lambda: accuracies(net(), net().sample(2), [(X, Y * 0 + 7)]), "labels", "7", "3 classes|0 to 2"),
+    row("accuracies fewer labels", lambda: accuracies(net(), net().sample(2), [(X, Y[:1])]), "labels", r"\(1,\)"),
+    row("accuracies columns", lambda: accuracies(net(), net().sample(2), [(X, Y[:, None])]), "labels", r"\(6, 1\)"),
+    row("accuracies nan", lambda: accuracies(net(), net().sample(2), [(X * NAN, Y)]), "NaN", "inputs"),
+    row("averaging fewer labels", lambda: averaging(members(), [(X, Y[:1])]), "labels", r"\(1,\)"),
+    row("averaging nan", lambda: averaging(members(), [(X * NAN, Y)]), "NaN", "inputs"),
+    row("averaging a generator", lambda: averaging(members(normed()), LOADER, training=(one for one in LOADER)), "training",
+        "generator", "list"),
+    row("adversarial nan", lambda: adversarial(net(), [(X * NAN, Y)], ensemble=2), "NaN", "inputs"),
+    row("paths of a generator", lambda: paths(net(), (one for one in LOADER)), "loader", "generator", "list"),
     row("accuracies without end", lambda: accuracies(net(), net().sample(2), itertools.cycle(LOADER)), "loader", "end|islice"),
     row("sizes=0.1", lambda: adversarial(net(), LOADER, sizes=0.1), "sizes", r"0\.1", r"list|sequence|\(0\.1,\)|several"),
     row("sizes=()", lambda: adversarial(net(), LOADER, sizes=()), "sizes", "empty|none|one or more|no "),
@@ -743,6 +772,7 @@ ANALYSIS = [
     row("ood 3", lambda: ood(members().members, LOADER, 3), "outside", "3|int"),
     row("ood joined", lambda: ood(members(), LOADER, LOADER), "members", r"\(6, 3\)", r"\(members, batch, classes\)|\.members"),
     row("ood no function", lambda: ood(3, LOADER, LOADER), "members", "3|int", "function|Ensemble"),
+    row("ood infinite", lambda: ood(lambda x: x.expand(2, 6, 4) / 0, LOADER, LOADER), "inside", "infinite"),
     row("ood nan", lambda: ood(members().members, LOADER, [X * NAN]), "outside", "NaN"),
     row("pairs=0", lambda: paths(net(), LOADER, pairs=0), "pairs", "0", "1 or more"),
     row("points=0", lambda: paths(net(), LOADER, points=0), "points", "0", "or more"),
@@ -809,6 +839,7 @@ TRAINING = [
     row("nan in a dict", lambda: fit(callback(), Module(lambda loss: {"loss": loss * NAN})), "loss", "NaN", "learning rate"),
     row("a loss of a float", lambda: fit(callback(), Module(lambda loss: loss.item())), "training_step", "tensor", "float"),
     row("a loss of a text", lambda: fit(callback(), Module(str)), "training_step", "tensor", "str"),
+    row("a detached loss", lambda: fit(callback(), Module(lambda loss: loss.detach())), "loss", "no gradient", "detached"),
     row("a dict without loss", lambda: fit(callback(), Module(lambda loss: {"los": loss})), "training_step", "'loss'", "'los'"),
     row("a loss per example", lambda: fit(callback(), Module(lambda loss: loss.expand(6))), "loss", r"\(6,\)", "scalar|mean"),
     row("nan in a diversity", lambda: fit(broken("nan")), "diversity", "'broken'", "NaN"),
@@ -957,6 +988,12 @@ GOOD = [
     good("weight", lambda: weights({"entropy": "1e-3"}), {"entropy": 0.001}),
     good("weight within", lambda: weights({"entropy": {"weight": "1e-3", "p": "2"}}), {"entropy": 0.001}),
     good("weight of zero", lambda: weights({"entropy": 0}), {"entropy": 0.0}),
+    good("excluded by a generator", lambda: list(net(exclude=(one for one in ["bias"])).banks.shapes), ["weight"]),
+    good("discrete numbers",
+        lambda: net(prior={"name": "torch", "distribution": "Poisson", "rate": 1}).sample(2).latents.z.dtype, torch.float32),
+    good("classes of a text", lambda: EnsembleCalibrationError("3", bins="10").num_classes, 3),
+    good("small integers", lambda: [float(updated(make(), PREDICTIONS, Y.to(torch.uint8)).compute()) >= 0
+        for make in (EnsembleNLL, EnsembleBrier)], [True, True]),
     good("several by name", lambda: list(weights(("entropy", "variance"))), ["entropy", "variance"]),
     good("norm of a text", lambda: Entropy(p="2").p, 2),
     good("coordinates of a text", lambda: Entropy(coordinates="1000", samples="4").samples, 4),

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_hypernet import Ensemble, Hypernet, HypernetCallback
-from lightning_hypernet.archive import plain, read_checkpoint
+from lightning_hypernet.archive import listed, plain, read_checkpoint
 from tests.test_callback import QUIET, Classifier, data
 
 TIMM = {"model_name": "test_resnet.r160_in1k", "num_classes": 3}
@@ -79,6 +80,14 @@ def with_recipe(class_path, **arguments):
 
 
 STRANGERS = {
+    "a class that fetches weights": (
+        with_recipe("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", net_type="alex"),
+        "whose package may fetch files",
+    ),
+    "a build without end": (
+        with_recipe("torch.nn.LSTM", input_size=1, hidden_size=1, num_layers=10**9),
+        "it asks for more than .* numbers",
+    ),
     "a module beside the folder": (with_recipe("evil.Net"), "evil.Net, which is not loaded"),
     "a module of the library that acts when imported": (with_recipe("antigravity.Net"), "antigravity.Net, which is not loaded"),
     "a function that is loaded": (with_recipe("os.system", command="touch ran"), "a class of modules, not os.system"),
@@ -156,7 +165,7 @@ def without(*names):
 
 def filled(name, value, dtype=None):
     def change(held):
-        held[name] = held[name].to(dtype) if dtype else held[name].index_fill(1, torch.tensor(0), value)
+        held[name] = held[name].to(dtype) if dtype else held[name].index_fill(held[name].ndim - 1, torch.tensor(0), value)
 
     return change
 
@@ -166,6 +175,21 @@ def changed(**values):
 
 
 DAMAGED = {
+    "a list of no tensors": (
+        lambda recipe: recipe["tensors"].update({"weights.0/weight": None}),
+        None,
+        "tensors.'weights.0/weight' is None",
+    ),
+    "aliases that are not there": (
+        lambda recipe: recipe["aliases"].update({"0.bias": ["0.bias", "1.bias"]}),
+        None,
+        r"aliases of 0.bias are \['0.bias', '1.bias'\], and \['0.bias'\] in Sequential",
+    ),
+    "an unknown choice": (
+        lambda recipe: recipe.update(choices={"forward": {"backend": "nope"}}),
+        None,
+        "choices is {'forward': {'backend': 'nope'}}",
+    ),
     "a missing bias": (None, without("weights.3/bias"), "weights.3/bias is missing"),
     "fewer members": (None, shortened, r"weights.0/weight is float32 \(2, 8, 4\), and float32 \(3, 8, 4\) in what was saved"),
     "no statistics": (
@@ -197,6 +221,34 @@ DAMAGED = {
     "an odd feed": (changed(feed=3), None, "feed is 3"),
     "another target": (changed(aliases={"0.weight": ["0.weight"]}), None, "3.bias is none of 3 networks of Sequential"),
 }
+
+
+FORGED = {
+    "one statistic less": (without("statistics.1/running_var"), "statistics.1.running_var is missing"),
+    "a negative variance": (filled("statistics.1/running_var", -1.0), "statistics.1.running_var holds negative variances"),
+    "statistics of another type": (
+        filled("statistics.1/running_var", 1.0, torch.float64),
+        "statistics.1.running_var is torch.float64 here and torch.float32 in Sequential",
+    ),
+    "an odd component": (filled("stored.component", 0.5), "stored.component holds what is no number of a component"),
+    "one name twice": (
+        lambda held: held.update({"weights.0.weight": held["weights.0/weight"] + 1}),
+        "weights.0.weight has a dot in its name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_folder_that_only_the_target_tells_is_wrong_is_refused(folder, tmp_path, name):
+    tensors, expected = FORGED[name]
+    path = copied(folder, tmp_path / "forged", None, tensors)
+    held = load_file(path / "ensemble.safetensors")
+    recipe = json.loads((path / "ensemble.json").read_text())
+    recipe |= {"tensors": listed(held), "checksum": zlib.crc32((path / "ensemble.safetensors").read_bytes())}
+    (path / "ensemble.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=expected) as told:
+        Ensemble.load(path, network())
+    one_sentence(told.value, path)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -341,6 +393,28 @@ def doubled(content, ran):
 
 
 ATTACKS = {
+    "an option less": (
+        lambda content, ran: content["hypernet"]["model"]["options"].pop("reduce"),
+        "the option reduce is missing",
+    ),
+    "layers without end": (in_generator(hidden=[1] * 10**5), "its generator asks for 100,00. hidden layers, and there are"),
+    "components that are not there": (
+        in_state("members.stored.component", lambda value, ran: value + 7),
+        "members.stored.component is not in 0 to 0",
+    ),
+    "no number in the extra state": (
+        in_state("members._extra_state", lambda value, ran: {"others": {"0.weight": torch.full((3, 2), float("nan"))}}),
+        "members._extra_state.others.0.weight holds NaN",
+    ),
+    "a seed that is none": (
+        in_state("prior._extra_state", lambda value, ran: {**value, "seed": "x"}),
+        "the prior's seed must be a whole number, not 'x'",
+    ),
+    "what was never frozen": (
+        in_state("_extra_state", lambda value, ran: {**value, "frozen": ["nope"]}),
+        "frozen holds 'nope', which is no module of",
+    ),
+    "a hook that is none": (in_recipe(needs=[["hook", "spike", "evil"]]), "the plug-in evil for hook='spike'"),
     "code among the options": (
         lambda content, ran: content["hypernet"]["model"]["options"].update(prior=Command(ran)),
         "options.prior is a __builtin__.getattr, which is not imported",

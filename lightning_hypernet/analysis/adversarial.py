@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.metrics.base import checked_labels
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.reduction import reduce_outputs
@@ -166,7 +166,7 @@ def adversarial(
             with torch.no_grad():
                 source, other = (_classifier(hypernet, hypernet.sample(n)) for n in (attacked, ensemble))
                 logits = source(inputs)
-                check_labels(labels, logits.shape[-1])
+                labels = checked_labels(labels, logits)
                 chosen = logits.argmax(-1) == labels
                 count += len(labels)
                 right += int(chosen.sum())

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.metrics.base import checked_labels
+from lightning_hypernet.target.loaders import check_loader
 from lightning_hypernet.values import instance, wholes
 
 
@@ -71,12 +72,14 @@ def averaging(
     counts = [count for count in asked if count <= len(ensemble)]
     if not counts:
         raise ValueError(f"there are {len(ensemble)} members: give counts from 1 to that, not {asked}")
+    if training is not None:
+        check_loader(training, "training", again=True)
     averages = [ensemble[:count].average(training) for count in counts]
     right = torch.zeros(2, len(counts), dtype=torch.double)
     total = 0
     for inputs, labels in labelled(loader, ensemble.latents.z.device):
         probabilities = ensemble.members(inputs).softmax(-1)
-        check_labels(labels, probabilities.shape[-1])
+        labels = checked_labels(labels, probabilities)
         total += len(labels)
         for index, (count, network) in enumerate(zip(counts, averages, strict=True)):
             right[0, index] += (network(inputs).argmax(-1) == labels).sum().cpu()

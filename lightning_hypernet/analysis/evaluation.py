@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.metrics.base import check_labels
+from lightning_hypernet.metrics.base import checked_labels
 from lightning_hypernet.population import Population, check_population
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.values import instance
@@ -38,7 +38,7 @@ def accuracies(hypernet: Hypernet, population: Population, loader: Iterable[Any]
     with evaluating(hypernet):
         for inputs, labels in labelled(loader, population.latents.z.device):
             outputs = hypernet.run(population, inputs)
-            check_labels(labels, outputs.shape[-1])
+            labels = checked_labels(labels, outputs)
             correct += (outputs.argmax(-1) == labels).sum(1).cpu()
             count += len(labels)
     return correct.double().div(count).float()

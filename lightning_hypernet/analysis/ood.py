@@ -91,8 +91,8 @@ def _scores(members: Callable[[Tensor], Tensor], loader: Iterable[Any], where: s
                 f"members must give logits (members, batch, classes), as the method Ensemble.members does, not "
                 f"{tuple(logits.shape)}"
             )
-        if logits.isnan().any():
-            raise ValueError(f"the logits of {where} hold NaN: check its inputs")
+        if not (logits < float("inf")).all():
+            raise ValueError(f"the logits of {where} hold NaN or infinite numbers: check its inputs")
         probabilities = logits.softmax(-1)
         found["entropy"].append(entropy(probabilities.mean(0)).cpu())
         found["mutual_information"].append(mutual_information(probabilities).cpu())

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.symmetry.alignment import align
+from lightning_hypernet.target.loaders import check_loader
 from lightning_hypernet.values import instance, whole
 
 
@@ -76,6 +77,7 @@ def paths(
     """
     instance("hypernet", hypernet, Hypernet, "a Hypernet")
     pairs, points = whole("pairs", pairs), whole("points", points)
+    check_loader(loader, again=True)
     one, other = hypernet.sample(pairs, component), hypernet.sample(pairs, component)
     at = torch.linspace(0, 1, points, device=one.latents.z.device)
     with torch.no_grad():

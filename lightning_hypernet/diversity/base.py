@@ -84,4 +84,8 @@ class WeightedDiversity(nn.Module):
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
         """Weigh the values of `forward` and add them."""
-        return sum(self.weights[name] * value for name, value in values.items())  # type: ignore[return-value]
+        weighted = {name: self.weights[name] * value for name, value in values.items()}
+        for name, value in weighted.items():
+            if not value.isfinite():
+                raise ValueError(f"the diversity loss {name!r} times its weight {self.weights[name]:g} is infinite: lower it")
+        return sum(weighted.values())  # type: ignore[return-value]

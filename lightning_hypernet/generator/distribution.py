@@ -39,6 +39,10 @@ class Setting:
     first: Latents
     extractors: Registry[type[Extractor]]
 
+    def __post_init__(self) -> None:
+        if odd := [name for name, value in self.initial.items() if not value.detach().isfinite().all()]:
+            raise ValueError(f"{', '.join(odd[:3])} of the target hold NaN or infinite numbers")
+
 
 class WeightDistribution(nn.Module, ABC):
     """What maps latents to weights; it may know the density of what it gives.

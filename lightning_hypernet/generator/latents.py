@@ -101,7 +101,12 @@ class Prior(nn.Module, ABC):
         key = f"{self.seed}-{self.draws}-{rank}"
         self.draws += 1
         with self._seeded(f"{key}-components"):
-            order = torch.cat([torch.randperm(self.components, device="cpu") for _ in range(n // self.components + 1)])[:n]
+            rounds = range(n // self.components + 1 if self.components > 1 else 0)
+            order = (
+                torch.cat([torch.randperm(self.components, device="cpu") for _ in rounds])[:n]
+                if rounds
+                else torch.zeros(n, dtype=torch.long, device="cpu")
+            )
         chosen = (order if component is None else torch.full((n,), component, device="cpu")).to(self._device)
         with self._seeded(key):
             return Latents(self.sample(chosen), chosen)
@@ -134,7 +139,7 @@ class Prior(nn.Module, ABC):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Continue the random numbers of a checkpoint, bit for bit."""
-        self.seed, self.draws = state["seed"], state["draws"]
+        self.seed, self.draws = whole("the prior's seed", state["seed"], None), whole("the prior's draws", state["draws"], 0)
 
     def _evenly(self, log_prob: Tensor) -> Tensor:
         """The log density of z ``(S, latent_dim)`` or ``(S,)`` with that of its component."""
@@ -219,7 +224,8 @@ class DistributionPrior(Prior):
     def sample(self, component: Tensor) -> Tensor:
         """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
         n = len(component)
-        return self.distribution.sample(torch.Size((n,) if self._shape else (n, self.latent_dim)))
+        drawn = self.distribution.sample(torch.Size((n,) if self._shape else (n, self.latent_dim)))
+        return drawn if drawn.is_floating_point() else drawn.to(torch.get_default_dtype())
 
     def log_prob(self, latents: Latents) -> Tensor:
         """Log density of latents, ``(S,)``, in nats."""

@@ -76,10 +76,12 @@ class PopulationMetric(Plottable):
             raise ValueError("predictions must be of two classes or more, not 1: give (1 - p, p) for the probability p of one")
         if predictions.isnan().any() or predictions.isposinf().any():
             raise ValueError("predictions hold NaN or infinite numbers")
-        check_labels(labels, predictions.shape[2])
+        labels = checked_labels(labels, predictions)
         predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
         if predictions.min() < 0 or predictions.max() > 1:
             predictions = predictions.softmax(-1)
+            if predictions.isnan().any():
+                raise ValueError("predictions hold examples whose logits are all minus infinity")
         with torch.autocast(predictions.device.type, enabled=False):
             self.add(predictions, labels)
 
@@ -108,17 +110,31 @@ class MeanScore(Mean, PopulationMetric):
         """The score of every example, ``(batch,)``."""
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
-    """See that labels are numbers of classes.
+def checked_labels(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Labels as the numbers of classes, once it is seen that they are some.
+
+    Args:
+        labels: ``(batch,)``, of any type of integers.
+        outputs: ``(..., batch, classes)``.
 
     Raises:
-        TypeError: If they are no integers.
-        ValueError: If one is no class.
+        TypeError: If labels are no integers.
+        ValueError: If the shapes do not fit, the outputs hold NaN, or a label is no class.
     """
+    if not isinstance(labels, Tensor) or not isinstance(outputs, Tensor):
+        kinds = f"{type(outputs).__name__} and {type(labels).__name__}"
+        raise TypeError(f"outputs and labels must be tensors, not {kinds}")
+    if outputs.ndim < 2 or labels.shape != outputs.shape[-2:-1]:
+        shapes = f"{tuple(outputs.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"outputs must be (..., batch, classes) and labels (batch,), not {shapes}")
+    if outputs.isnan().any():
+        raise ValueError("the outputs hold NaN: check the inputs of the loader, and the weights")
+    classes = outputs.shape[-1]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, the numbers of classes, not {labels.dtype}")
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"labels must lie in 0 to {classes - 1}, not {int(labels.min())} to {int(labels.max())}")
+    return labels.long()
 
 
 def entropy(probabilities: Tensor) -> Tensor:

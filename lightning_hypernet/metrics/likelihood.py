@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from lightning_hypernet.metrics.base import MeanScore, PopulationMetric, log
+from lightning_hypernet.values import whole
 
 
 class EnsembleNLL(MeanScore):
@@ -65,7 +66,7 @@ class EnsembleCalibrationError(PopulationMetric, MulticlassCalibrationError):
     plot_upper_bound = 1.0
 
     def __init__(self, classes: int, bins: int = 15, **options: Any) -> None:
-        super().__init__(classes, n_bins=bins, norm="l1", **options)
+        super().__init__(whole("classes", classes, 2), n_bins=whole("bins", bins), norm="l1", **options)
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""

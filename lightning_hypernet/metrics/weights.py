@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class _PairsOfNetworks(Mean):
     """The mean of a number over all pairs of networks of the populations it is updated with."""
 
     higher_is_better = None
+    shapes: Mapping[str, Any] | None = None
+    """Of the target's parameters; None: of any target."""
 
     @torch.no_grad()
     def update(self, population: Population) -> None:
@@ -30,7 +33,7 @@ class _PairsOfNetworks(Mean):
         Raises:
             ValueError: If it is a single network.
         """
-        check_population(population)
+        check_population(population, self.shapes)
         if len(population) < 2:
             raise ValueError("pairs need two networks or more, not 1")
         for index in range(1, len(population)):
@@ -72,6 +75,7 @@ class SymmetryDistance(_PairsOfNetworks):
     def __init__(self, hypernet: Hypernet, **options: Any) -> None:
         super().__init__(**options)
         instance("hypernet", hypernet, Hypernet, "a Hypernet")
+        self.shapes = hypernet.banks.shapes
         self._hypernet = [hypernet]  # a list, so that it is no part of the metric
 
     def of_pairs(self, one: Population, others: Population) -> Tensor:

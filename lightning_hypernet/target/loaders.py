@@ -21,7 +21,7 @@ _LITERALS = (type(None), bool, int, float, str)
 _DEEPEST = 8
 
 
-def check_loader(loader: Any, name: str = "the loader", part: bool = False) -> None:
+def check_loader(loader: Any, name: str = "the loader", part: bool = False, again: bool = False) -> None:
     """See that something gives batches, one after the other, and ends.
 
     Args:
@@ -29,12 +29,16 @@ def check_loader(loader: Any, name: str = "the loader", part: bool = False) -> N
         name: What it is called in the message.
         part: Whether only a part of it is read, so that it need not end.
 
+        again: Whether it is read more than once.
+
     Raises:
         TypeError: If it gives none.
-        ValueError: If it is known never to end.
+        ValueError: If it is known never to end, or can be read once alone and not again.
     """
     if not isinstance(loader, Iterable) or isinstance(loader, (str, bytes, Mapping, Tensor)):
         raise TypeError(f"{name} must give batches, one after the other; {type(loader).__name__} does not")
+    if again and iter(loader) is loader:
+        raise ValueError(f"{name} is read several times, and a {type(loader).__name__} gives its batches once: pass a list")
     if not part and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
         raise ValueError(
             f"{name}, {type(loader).__name__}, never ends: pass a part of it, as itertools.islice gives (an ensemble takes "

@@ -132,6 +132,9 @@ class Statistics:
                 self._add(total, index, row, arguments, seen)
         if not seen:
             raise ValueError("no batch came to estimate statistics from; pass a loader that is not empty")
+        odd = [name for names in self._batch_norms.values() for name in names if name in total and total[name].isnan().any()]
+        if odd:
+            raise ValueError(f"the statistics {odd[0]} come out as NaN: the loader's inputs, or the weights, hold some")
         return total
 
     def _add(self, total: dict[str, Tensor], index: int, row: Tensors, arguments: Arguments, seen: int) -> None:

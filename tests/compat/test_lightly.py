@@ -153,6 +153,7 @@ def test_byol(make, deal, tmp_path):
     exercise(Case(make, small_byol(), lambda batch: (batch[0][0],), "backbone", options, replay=deal == "batch"), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a")
 @pytest.mark.parametrize(("deal", "times"), [("inputs", 1), ("batch", 2)])
 def test_the_momentum_copy_moves(deal, times):
     """Where the step moves it, once for each time that the step runs."""

@@ -38,6 +38,7 @@ def test_wrap_train_a_step_export(name, options, size):
     assert hypernet.num_classes == 5
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_resnet_and_a_vit_has_a_rule():
     for name in ("resnet50", "vit_tiny_patch16_224"):
         target = timm.create_model(name)

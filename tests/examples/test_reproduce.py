@@ -26,6 +26,7 @@ def make(folder, name, shape):
     np.savez(folder / f"{name}.npz", **arrays)
 
 
+@pytest.mark.slow
 def test_bake_off(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     diversity = importlib.import_module("diversity")

@@ -41,7 +41,7 @@ def means(modules, x):
 pytestmark = pytest.mark.filterwarnings("ignore:the norm statistics of these networks")
 
 CASES = {
-    "plain25": (lambda: plain_net(25), (8, 3, 12, 12), 24),
+    "plain20": (lambda: plain_net(20), (8, 3, 12, 12), 16),
     "plain50": (lambda: plain_net(50), (8, 3, 12, 12), 24),
     "plain100": (lambda: plain_net(100), (8, 3, 8, 8), 24),
     "resnet18": (lambda: timm.create_model("resnet18", num_classes=10, zero_init_last=False), (8, 3, 64, 64), 1),
@@ -50,7 +50,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in ("plain50", "plain100"))) for case in CASES]
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in ("plain50", "plain100", "vit_tiny"))) for case in CASES]
 )
 def test_activations_at_step_0(case):
     make, shape, draws = CASES[case]

@@ -458,7 +458,7 @@ def test_a_target_that_cannot_be_exported():
 @pytest.mark.parametrize(
     ("name", "share", "rows", "channels"),
     [
-        ("resnet18", 0.99, 0.99, 2880),
+        pytest.param("resnet18", 0.99, 0.99, 2880, marks=pytest.mark.slow),
         pytest.param("densenet121", 0.99, 0.99, 10240, marks=pytest.mark.slow),
         pytest.param("regnety_002", 0.77, 0.85, 1364, marks=pytest.mark.slow),
         ("convnext_atto", 0.0, 0.0, 7960),

@@ -50,7 +50,10 @@ def write(folder: str | Path, content: Mapping[str, Any], tensors: Mapping[str, 
         ValueError: If tensors hold NaN or infinite numbers, or what is there is no folder.
     """
     folder = _path(folder)
-    json.dumps(content)
+    try:
+        json.dumps(content)
+    except TypeError as error:
+        raise TypeError(f"a recipe and what is stored beside the tensors must be plain values: {error}") from None
     refuse(folder, [*not_storable(tensors), *problems_of_numbers(tensors)], "stored")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and an ensemble is stored in a folder of two files: name another place")

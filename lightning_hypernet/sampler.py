@@ -175,7 +175,7 @@ class Sampler(StandIn):
         latents = self.prior.draw(n, component).to(self._reference)
         if context is None:
             context = latents.z.new_zeros(self.context_dim)
-        context = as_numbers("the context", context).to(latents.z)
+        context = torch.atleast_1d(as_numbers("the context", context)).to(latents.z)
         if context.shape not in ((self.context_dim,), (n, self.context_dim)):
             raise ValueError(
                 f"the context must be ({self.context_dim},) or ({n}, {self.context_dim}), not {tuple(context.shape)}; "
@@ -197,13 +197,15 @@ class Sampler(StandIn):
         """
         if not isinstance(latents, (Tensor, Latents)):
             raise TypeError(f"networks are made of Latents or of a tensor z, not of a {type(latents).__name__}")
+        if isinstance(latents, Tensor) and latents.ndim != 2:
+            raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(latents.shape)}")
         if isinstance(latents, Tensor):
             latents = Latents(latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device))
         z, component = latents.z, latents.component
         if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z):
             raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
         instance("the latents' component", component, Tensor, "a tensor of integers")
-        if component.is_floating_point() or component.shape != z.shape[:1]:
+        if component.is_floating_point() or component.dtype == torch.bool or component.shape != z.shape[:1]:
             raise ValueError(
                 f"the latents' component must be integers ({len(z)},), not {component.dtype} {tuple(component.shape)}"
             )

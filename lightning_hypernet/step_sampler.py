@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -105,8 +105,9 @@ class StepSampler(MemberSampler):
             if not callable(split):
                 raise TypeError(f"split must be a function of a batch and a number of networks, not {split!r}")
             parts = split(batch, self.samples)
-            if not isinstance(parts, Sequence):
+            if not isinstance(parts, Iterable) or isinstance(parts, (str, Mapping, Tensor)):
                 raise TypeError(f"the split that deals a batch out must give a list of parts of it, not {parts!r}")
+            parts = list(parts)
             if not parts:
                 raise ValueError("the split that deals a batch out gives no parts but an empty list")
             dealt = [(part, 1) for part in parts]

@@ -11,7 +11,10 @@ from lightning_hypernet import GeneratorConfig, Hypernet
 
 @pytest.mark.parametrize(
     ("name", "options", "size"),
-    [pytest.param("resnet18", {}, 32, marks=pytest.mark.slow), ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32)],
+    [
+        pytest.param("resnet18", {}, 32, marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 4}, 32),
+    ],
 )
 def test_wrap_train_a_step_export(name, options, size):
     torch.manual_seed(0)

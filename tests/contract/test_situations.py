@@ -10,7 +10,15 @@ from tests.contract.agreement import agrees
 from tests.contract.situations import SITUATIONS
 
 
-@pytest.mark.parametrize("name", SITUATIONS)
+LONG = {
+    "timm_convnext", "timm_vit", "timm_vit_with_drops", "old_spectral_norm", "old_weight_norm", "attention_separate", "decoder",
+    "unet", "evo_norm", "encoder_time_first", "ema_debiased", "ema_watched", "experts", "stochastic_depth", "conv1d", "gru",
+    "solver", "language", "transposed_conv",
+}  # fmt: skip
+"""Situations that take longest, each beside one of its kind that is always run."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in SITUATIONS])
 def test_a_hypernet_agrees_with_its_plain_networks(name):
     agrees(**vars(SITUATIONS[name]))
 

@@ -9,7 +9,6 @@ from lightning_hypernet import Hypernet
 from tests.contract.agreement import agrees
 from tests.contract.situations import SITUATIONS
 
-
 LONG = {
     "timm_convnext", "timm_vit", "timm_vit_with_drops", "old_spectral_norm", "old_weight_norm", "attention_separate", "decoder",
     "unet", "evo_norm", "encoder_time_first", "ema_debiased", "ema_watched", "experts", "stochastic_depth", "conv1d", "gru",

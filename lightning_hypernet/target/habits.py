@@ -23,8 +23,9 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, own: Mapping[str, weakref.ref[Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        alive = {name: reference() for name, reference in own.items()}
-        self._own = {memory_of(one): name for name, one in alive.items() if one is not None}
+        # held while it watches: the memory of a parameter that goes in between would be somebody else's
+        self._alive = {name: reference() for name, reference in own.items()}
+        self._own = {memory_of(one): name for name, one in self._alive.items() if one is not None}
         self._own.pop(None, None)
         self._written: set[int | None] = set()
         self.weights: list[Tensor] = []
@@ -141,7 +142,8 @@ def check_reach(outputs: Iterable[Tensor], own: Mapping[str, weakref.ref[Tensor]
     Raises:
         RuntimeError: If it does; the message names them.
     """
-    names = {id(reference()): name for name, reference in own.items() if reference() is not None}
+    alive = {name: reference() for name, reference in own.items()}
+    names = {id(one): name for name, one in alive.items() if one is not None}
     found: set[str] = set()
     nodes: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen = set(nodes)

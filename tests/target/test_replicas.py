@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_hypernet import Hypernet
+from lightning_hypernet.target.habits import Watch
 from lightning_hypernet.target.networks import ROUND
 from tests.targets import KINDS
 
@@ -842,3 +843,14 @@ def test_backward_hooks_of_all_modules_are_called():
     finally:
         handle.remove()
     assert nn.Linear in seen
+
+
+def test_a_parameter_that_goes_while_it_is_watched_leaves_its_memory_to_nobody():
+    """A tensor that came to lie there would be taken for it, and the target refused."""
+    own = torch.randn(3)
+    reference = weakref.ref(own)
+    watch = Watch({"weight": reference})
+    del own
+    assert reference() is not None
+    del watch
+    assert reference() is None

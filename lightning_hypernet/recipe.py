@@ -18,7 +18,7 @@ _SLACK = 1 << 26
 _SHAPED = {"empty", "zeros", "ones", "full", "rand", "randn", "randint", "repeat", "empty_strided", "new_empty", "new_full"}
 _FETCHING = {"torchmetrics", "pytorch_lightning", "lightning", "lightning_fabric", "timm", "transformers", "torchvision"}
 """Packages that this one brings, or whose classes may read what is not there; their modules are built by the user."""
-_LEAST = 4096
+_LEAST = 1 << 14
 """Numbers that an operation counts for at least, so that what makes few of them without end ends."""
 _COUNTED = {"arange", "randperm", "eye", "linspace"}
 

@@ -766,6 +766,7 @@ def test_validation_of_an_average_is_that_of_its_weights_with_their_own_statisti
     assert torch.allclose(loaded(x), module.model.eval()(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_new_samples_of_a_checkpoint_are_as_good_as_before(tmp_path):
     module = Scored()
     loader = DataLoader(data().dataset, 16, shuffle=True)

@@ -205,6 +205,7 @@ def test_network_by_network_on_the_same_examples(first):
     train(Looking(), made(), steps=3)
 
 
+@pytest.mark.slow
 def test_losses_fall_as_in_plain_training():
     for method in ("byol", "mean_teacher"):
         plain, ours = [], []

@@ -122,7 +122,7 @@ def test_an_ensemble_is_traced(reduce, plain):
     torch.testing.assert_close(ensemble.members(x), ensemble[:].members(x))
 
 
-@pytest.mark.parametrize("reduce", ["mean", "log_mean_prob"])
+@pytest.mark.parametrize("reduce", [pytest.param("mean", marks=pytest.mark.slow), "log_mean_prob"])
 @pytest.mark.parametrize("plain", [False, True])
 def test_onnx(reduce, plain):
     pytest.importorskip("onnxscript")

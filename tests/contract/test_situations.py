@@ -12,7 +12,8 @@ from tests.contract.situations import SITUATIONS
 LONG = {
     "timm_convnext", "timm_vit", "timm_vit_with_drops", "old_spectral_norm", "old_weight_norm", "attention_separate", "decoder",
     "unet", "evo_norm", "encoder_time_first", "ema_debiased", "ema_watched", "experts", "stochastic_depth", "conv1d", "gru",
-    "solver", "language", "transposed_conv",
+    "solver", "language", "transposed_conv", "lists_and_dictionaries", "pre_norm", "ema_codebook", "shared_norm", "structured",
+    "keyword_arguments", "response_norm", "orthogonal", "auxiliary_head", "lazy", "ema_queue", "rnn",
 }  # fmt: skip
 """Situations that take longest, each beside one of its kind that is always run."""
 

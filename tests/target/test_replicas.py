@@ -233,6 +233,7 @@ class Counted(dict):
         return super().copy()
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_is_not_gone_through_each_step():
     target = nn.Linear(4, 2)
     target.vocabulary = Counted({f"word {index}": index for index in range(100_000)})

@@ -200,7 +200,6 @@ class Ensemble(nn.Module):
     def _estimate(
         self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None, inputs: Callable[[Any], Any] | None
     ) -> dict[str, Tensor]:
-        check_loader(loader, part=batches is not None)
         some = loader if batches is None else itertools.islice(loader, whole("batches", batches))
         return self.executor.statistics.estimate(weights, self.executor.read(some, self.stored.z.device, inputs))
 

@@ -140,7 +140,8 @@ class Sampler(StandIn):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off."""
-        odd = [path for path in state["frozen"] if path not in dict(self.executor.target.named_modules())]
+        modules = dict(self.executor.target.named_modules())
+        odd = [path for path in state["frozen"] if path not in modules]
         if odd:
             raise ValueError(f"frozen holds {shown(odd[0])}, which is no module of {type(self.executor.target).__name__}")
         self.executor.statistics.frozen = list(state["frozen"])
@@ -197,13 +198,12 @@ class Sampler(StandIn):
         """
         if not isinstance(latents, (Tensor, Latents)):
             raise TypeError(f"networks are made of Latents or of a tensor z, not of a {type(latents).__name__}")
-        if isinstance(latents, Tensor) and latents.ndim != 2:
-            raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(latents.shape)}")
-        if isinstance(latents, Tensor):
-            latents = Latents(latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device))
-        z, component = latents.z, latents.component
+        z = latents if isinstance(latents, Tensor) else latents.z
         if z.ndim != 2 or z.shape[1] != self.latent_dim or not len(z):
             raise ValueError(f"latents must be (n, {self.latent_dim}) with n > 0, not {tuple(z.shape)}")
+        if isinstance(latents, Tensor):
+            latents = Latents(z, torch.zeros(len(z), dtype=torch.long, device=z.device))
+        component = latents.component
         instance("the latents' component", component, Tensor, "a tensor of integers")
         if component.is_floating_point() or component.dtype == torch.bool or component.shape != z.shape[:1]:
             raise ValueError(

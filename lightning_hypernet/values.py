@@ -119,10 +119,10 @@ def texts(name: str, value: Any, what: str) -> tuple[str, ...]:
         TypeError: If one is none.
     """
     listed = isinstance(value, Iterable) and not isinstance(value, Mapping)
-    several = (value,) if isinstance(value, str) else tuple(value) if listed else (value,)
-    if not all(isinstance(one, str) for one in several):
+    found = tuple(value) if listed and not isinstance(value, str) else (value,)
+    if not all(isinstance(one, str) for one in found):
         raise TypeError(f"{name} must be a {what} or a list of {what}s, not {shown(value)}")
-    return tuple(several)
+    return found
 
 
 def reals(name: str, value: Any, least: float = -math.inf, above: bool = False) -> tuple[float, ...]:

@@ -255,7 +255,7 @@ def _check_inputs(target: nn.Module, examples: Arguments) -> None:
         ValueError: If they do not.
     """
     first = None
-    for mode in (False, target.training):
+    for mode in sorted({False, target.training}):
         try:
             args, kwargs = examples.of(0)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

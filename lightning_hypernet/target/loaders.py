@@ -37,7 +37,7 @@ def check_loader(loader: Any, name: str = "the loader", part: bool = False, agai
     """
     if not isinstance(loader, Iterable) or isinstance(loader, (str, bytes, Mapping, Tensor)):
         raise TypeError(f"{name} must give batches, one after the other; {type(loader).__name__} does not")
-    if again and iter(loader) is loader:
+    if again and isinstance(loader, Iterator):
         raise ValueError(f"{name} is read several times, and a {type(loader).__name__} gives its batches once: pass a list")
     if not part and isinstance(loader, (itertools.cycle, itertools.repeat, itertools.count)):
         raise ValueError(

@@ -1,28 +1,26 @@
 """Certificates: a run decides which of the permutations that a graph proposes leave the target's function unchanged.
 
 Networks of random weights, in double precision, must compute the same before and after a random permutation, in evaluation and
-in training.
+in training. They are tried on smaller inputs first, if the target takes them: what stands there must stand on the inputs
+themselves once more, and what does not is tried on them alone.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_hypernet.symmetry.graph import SymmetryError, in_training, reading
+from lightning_hypernet.symmetry.graph import reading
 from lightning_hypernet.symmetry.order import Block
+from lightning_hypernet.symmetry.randomised import Network, Randomised
 
 _TOLERANCE = 1e-8
-_DRAWS = 2
-_PARTS = 2
 _SHOWN = 1e-4
+_PARTS = 4
 
 
 def certify(proposed: Sequence[Block], target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Block]:
@@ -41,62 +39,73 @@ def certify(proposed: Sequence[Block], target: nn.Module, args: tuple[Any, ...],
     Raises:
         SymmetryError: If the target can't be run in double precision.
     """
-    certified: set[int] = set()
-    rest = list(proposed)
-    for batch_statistics in (True, False):
-        if rest:
-            with reading(f"{type(target).__name__} can't be run in double precision, which certifies permutations"):
-                certificate = Certificate(target, args, kwargs, batch_statistics)
+    if not proposed:
+        return []
+    with reading(f"{type(target).__name__} can't be run in double precision, which certifies permutations"):
+        random = Randomised(target, args, kwargs)
+        certified = _certified_on_less(proposed, random)
+        rest = _without(proposed, certified)
+        for batch_statistics in (True, False):
+            if rest:
+                certificate = Certificate(
+                    random.network(random.call, False, batch_statistics), _trained(random), random.weights
+                )
                 shown = certificate.shown(rest)
-                certified |= {id(block) for block in certificate.of(shown)}
-            rest = [block for block in rest if not any(block is one for one in shown)]
-    blocks = [block for block in proposed if id(block) in certified]
+                certified += certificate.of(shown)
+                rest = _without(rest, shown)
+    return [block for block in proposed if _among(block, certified)]
+
+
+def _certified_on_less(proposed: Sequence[Block], random: Randomised) -> list[Block]:
+    """The blocks that smaller inputs show to be symmetries, and the inputs themselves do not refute."""
+    whole = [random.network(random.call, training) for training in (False, True)]
+    for call in random.smaller():
+        certificate = Certificate(random.network(call), [random.network(call, training=True)], random.weights, whole)
+        with suppress(Exception):  # whatever the target raises
+            return certificate.of(certificate.shown(proposed))
+    return []
+
+
+def _trained(random: Randomised) -> list[Network]:
+    """The networks in training mode; none if they can't be run."""
+    network = random.network(random.call, training=True)
     try:
-        with reading("it can't be run in training mode"):
-            return Certificate(target, args, kwargs, batch_statistics=True, training=True).of(blocks) if blocks else []
-    except SymmetryError:
-        return blocks
+        network.expected(0)
+    except Exception:  # whatever the target raises
+        return []
+    return [network]
+
+
+def _among(block: Block, blocks: Sequence[Block]) -> bool:
+    return any(block is one for one in blocks)
+
+
+def _without(blocks: Sequence[Block], others: Sequence[Block]) -> list[Block]:
+    return [block for block in blocks if not _among(block, others)]
 
 
 class Certificate:
-    """Runs a target of random weights on random inputs before and after permutations.
+    """Runs random networks of a target before and after permutations.
 
     A run shows something of a block only if its first parameter, permuted alone, moves the output by much more than rounding
     does; it does not where outputs are saturated or vanish.
 
     Args:
-        target: The target.
-        args: Example arguments.
-        kwargs: Example keyword arguments.
-        batch_statistics: Whether norm layers use the statistics of the batch, which keep activations in bounds but with few
-            values in a channel forget what comes in; else mean 0 and variance 1. Frozen ones keep their own.
-        training: Whether the target runs in training mode, with nothing dropped.
+        network: The target.
+        others: The target in other modes, which must compute the same as well; they see parts two by two.
+        draws: The random weights, each ``{name: (1, *shape)}``.
+        whole: What must compute the same once at last.
     """
 
     def __init__(
         self,
-        target: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        batch_statistics: bool,
-        training: bool = False,
+        network: Network,
+        others: Sequence[Network],
+        draws: Sequence[Mapping[str, Tensor]],
+        whole: Sequence[Network] = (),
     ) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.target = in_training(copy.deepcopy(target).cpu().double())
-        self.arguments = tree_map(self._noisy, (args, kwargs))
-        norms = [one for one in self.target.modules() if isinstance(one, _NormBase) and one.training]
-        if not training:
-            self.target.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train(batch_statistics)
-        self.draws = [self._random_weights() for _ in range(_DRAWS)]
-        try:
-            self._run(self.draws[0])
-        except ValueError:  # statistics of a batch need more than one value per channel
-            for norm in norms:
-                norm.eval()
-        self.expected = [self._run(weights) for weights in self.draws]
+        self.network, self.networks, self.draws, self.whole = network, [network, *others], draws, whole
 
     def of(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks that are symmetries, found by halving."""
@@ -108,41 +117,46 @@ class Certificate:
         return self.of(blocks[:half]) + self.of(blocks[half:])
 
     def _holds(self, blocks: Sequence[Block]) -> bool:
-        """All together, and parts of them: what holds only together is no symmetry of each."""
-        parts = [blocks, *([block for block in blocks if self._coin()] for _ in range(_PARTS))]
-        return all(self._unchanged(part, draw) for part in parts for draw in range(_DRAWS))
+        """Part by part, and in other parts in the next draw: what holds only together is parted.
 
-    def _coin(self) -> bool:
-        return bool(torch.rand((), generator=self.generator) < 0.5)
+        A cycle through all of a block's channels and one through all but the last generate every permutation of them.
+        """
+        places = torch.randperm(len(blocks), generator=self.generator).tolist()
+        channels = [torch.randperm(block.size, generator=self.generator) for block in blocks]
+        for draw, weights in enumerate(self.draws):
+            digits = [place // _PARTS**draw % _PARTS for place in places]
+            parts = sorted(set(digits))
+            for part in parts:
+                for block, order in ((blocks[k], channels[k]) for k, digit in enumerate(digits) if digit == part):
+                    weights = block.permute(weights, _cycle(order, block.size if draw else max(block.size - 1, 2)))
+                networks = self.networks if part % 2 or part == parts[-1] else self.networks[:1]
+                if not self._unchanged(networks, weights, draw):
+                    return False
+        return self._unchanged(self.whole, weights, draw)
 
-    def _unchanged(self, blocks: Sequence[Block], draw: int) -> bool:
-        weights, expected = self.draws[draw], self.expected[draw]
-        for block in blocks:
-            weights = block.permute(weights, self._order(block.size))
-        return bool((self._run(weights) - expected).abs().max() < _TOLERANCE * expected.abs().max())
-
-    def _order(self, size: int) -> Tensor:
-        """A random permutation, ``(1, size)``, that is not the identity."""
-        while True:
-            order = torch.randperm(size, generator=self.generator)
-            if not torch.equal(order, torch.arange(size)):
-                return order[None]
+    def _unchanged(self, networks: Sequence[Network], weights: Mapping[str, Tensor], draw: int) -> bool:
+        for network in networks:
+            expected = network.expected(draw)
+            if not (network(weights) - expected).abs().max() < _TOLERANCE * expected.abs().max():
+                return False
+        return True
 
     def shown(self, blocks: Sequence[Block]) -> list[Block]:
         """The blocks that a run shows something of."""
-        for draw in range(_DRAWS):
+        for draw in range(len(self.draws)):
             blocks = self._shown(draw, blocks)
         return list(blocks)
 
     def _shown(self, draw: int, blocks: Sequence[Block]) -> list[Block]:
-        weights, expected = self.draws[draw], self.expected[draw]
+        weights, expected = self.draws[draw], self.network.expected(draw)
         slopes = self._slopes(weights, sorted({block.axes[0].parameter for block in blocks}))
         shown = []
         for block in blocks:
             axis = block.axes[0]
-            moved = axis.permute(weights[axis.parameter], self._order(block.size))
+            order = _cycle(torch.randperm(block.size, generator=self.generator), block.size)
+            moved = axis.permute(weights[axis.parameter], order)
             if slopes is None:
-                change = (self._run({**weights, axis.parameter: moved}) - expected).abs().max()
+                change = (self.network({**weights, axis.parameter: moved}) - expected).abs().max()
             else:
                 change = ((moved - weights[axis.parameter]) * slopes[axis.parameter]).abs().sum()
             if change > _SHOWN * expected.abs().max():
@@ -153,50 +167,16 @@ class Certificate:
         """The gradients of a random projection of the output; None where the target has none."""
         leaves = {name: weights[name].clone().requires_grad_() for name in names}
         try:
-            outputs = self._run({**weights, **leaves})
+            outputs = self.network({**weights, **leaves})
             direction = torch.randn(outputs.shape, generator=self.generator, dtype=torch.float64)
             slopes = torch.autograd.grad((outputs * direction).sum(), list(leaves.values()), materialize_grads=True)
         except RuntimeError:
             return None
         return dict(zip(names, slopes, strict=True))
 
-    def _random_weights(self) -> dict[str, Tensor]:
-        weights = {}
-        for name, value in self.target.named_parameters():
-            noise = torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
-            weights[name] = (value.detach() + (value.detach().std(correction=0) + 0.02) * noise)[None]
-        return weights
 
-    def _noisy(self, value: Any) -> Any:
-        """In double precision, with noise of its own size."""
-        if not isinstance(value, Tensor):
-            return value
-        if not value.is_floating_point():
-            return value.cpu()
-        value = value.detach().cpu().double()
-        size = float(value.std(correction=0)) if value.numel() > 1 else 0.0
-        return value + (size or 1.0) * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
-
-    def _run(self, weights: Mapping[str, Tensor]) -> Tensor:
-        args, kwargs = self.arguments
-        graded = any(one.requires_grad for one in weights.values())
-        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(graded), _NothingDropped():
-            torch.default_generator.manual_seed(0)
-            outputs = torch.func.functional_call(self.target, {name: one[0] for name, one in weights.items()}, args, kwargs)
-        leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        return torch.cat([leaf.double().reshape(-1) for leaf in leaves])
-
-
-class _NothingDropped(TorchDispatchMode):
-    """Within, every coin comes up one: dropout, whose coins a permutation does not move, drops nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name()
-        if name == "aten::bernoulli_.float":
-            return args[0].fill_(1.0)
-        if name.startswith("aten::rrelu_with_noise"):
-            args = (*args[:4], False)  # the mean slope
-        return func(*args, **(kwargs or {}))
+def _cycle(channels: Tensor, length: int) -> Tensor:
+    """The permutation, ``(1, n)``, that puts each of the first channels in the place of the one before."""
+    order = torch.arange(len(channels))
+    order[channels[:length]] = channels[:length].roll(1)
+    return order[None]

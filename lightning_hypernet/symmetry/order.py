@@ -47,6 +47,8 @@ class Axis:
         index = self.index.to(weight.device)
         places = torch.arange(weight.shape[self.dim + 1], device=weight.device).repeat(len(order), 1)
         places[:, index.reshape(-1)] = index[order].reshape(len(order), -1)
+        if len(order) == 1:
+            return weight.index_select(self.dim + 1, places[0])
         shape = [1] * weight.ndim
         shape[0], shape[self.dim + 1] = places.shape
         return weight.gather(self.dim + 1, places.reshape(shape).expand_as(weight))

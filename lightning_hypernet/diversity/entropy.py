@@ -17,6 +17,9 @@ from lightning_hypernet.values import number, whole
 _CHUNK = 1 << 14
 """Columns read at once."""
 
+_FEWER = 1 << 12
+"""Columns read at once where every pair of vectors reads them anew."""
+
 
 def read_norm(p: Any) -> Literal[1, 2]:
     """The kind of distances; a ValueError unless they can be measured."""
@@ -46,6 +49,12 @@ def _chunks(vectors: Tensor) -> Iterator[Tensor]:
     for chunk in vectors.split(_CHUNK, dim=1):
         exact = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
         yield exact - exact.mean(0)
+
+
+def _exact(vectors: Tensor) -> Iterator[Tensor]:
+    """Columns as they are, in float32 or better."""
+    for chunk in vectors.split(_FEWER, dim=1):
+        yield chunk.to(torch.promote_types(chunk.dtype, torch.float32))
 
 
 class _SquaredDistances(torch.autograd.Function):
@@ -78,9 +87,7 @@ class _SquaredDistances(torch.autograd.Function):
         matrix = gradient.new_zeros(count, len(everyone))
         matrix[own, ctx.first + own] += gradient
         matrix[own, nearest] -= gradient
-        here = nearest - ctx.first
-        mine = (here >= 0) & (here < count)
-        local = here.clamp(0, count - 1)
+        local, mine = _local(nearest, ctx.first)
         passed = torch.where(mine, gradient, 0.0)
         matrix.index_put_((local, ctx.first + local), passed, accumulate=True)
         matrix.index_put_((local, ctx.first + own), -passed, accumulate=True)
@@ -90,15 +97,64 @@ class _SquaredDistances(torch.autograd.Function):
         return result
 
 
+class _AbsoluteDistances(torch.autograd.Function):
+    r"""Sum of absolute differences of every vector and one of everyone's; none is ever kept.
+
+    With i's neighbour n(i),
+
+    .. math:: \partial_i = g_i \, \mathrm{sgn}(x_i - x_{n(i)}) + \sum_{j: n(j) = i} g_j \, \mathrm{sgn}(x_i - x_j)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, everyone: Tensor, nearest: Tensor, first: int) -> Tensor:
+        ctx.save_for_backward(everyone, nearest)
+        ctx.first = first
+        return torch.stack([one.abs_().sum(1) for one in _differences(everyone, nearest, first)]).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        everyone, nearest = ctx.saved_tensors
+        local, mine = _local(nearest, ctx.first)
+        passed = torch.where(mine, -gradient, 0.0)[:, None]
+        result = torch.empty_like(everyone[: len(nearest)], memory_format=torch.contiguous_format)
+        for part, one in zip(result.split(_FEWER, dim=1), _differences(everyone, nearest, ctx.first), strict=True):
+            signs = one.sign_()
+            part.copy_((gradient[:, None] * signs).index_add_(0, local, passed * signs))
+        return result, None, None, None
+
+
+def _differences(everyone: Tensor, nearest: Tensor, first: int) -> Iterator[Tensor]:
+    """The own vectors less those of their neighbours, some columns at a time."""
+    for chunk in _exact(everyone):
+        yield chunk[first : first + len(nearest)] - chunk[nearest]
+
+
+def _local(nearest: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Places of neighbours among the own vectors, and whether they are among them; if not the place means nothing."""
+    here = nearest - first
+    return here.clamp(0, len(nearest) - 1), (here >= 0) & (here < len(nearest))
+
+
+def _apart(everyone: Sequence[Tensor], p: Literal[1, 2]) -> Tensor:
+    """What orders the distances in each row as they are: the distances, or their squares but for a number for each row."""
+    total, like = len(everyone[0]), everyone[0]
+    apart = torch.zeros(total, total, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    if p == 2:
+        for chunk in (chunk for part in everyone for chunk in _chunks(part)):
+            apart += chunk @ chunk.mT
+        return apart.diagonal() - 2 * apart
+    rows, columns = torch.triu_indices(total, total, 1, device=like.device)
+    pairs = apart.new_zeros(len(rows))
+    for chunk in (chunk for part in everyone for chunk in _exact(part)):
+        pairs += torch.pdist(chunk, 1)
+    apart[rows, columns] = apart[columns, rows] = pairs
+    return apart
+
+
 def _nearest(everyone: Sequence[Tensor], own: Tensor, p: Literal[1, 2]) -> Tensor:
     """For the own vectors the positions of their nearest others among everyone's."""
-    total = len(everyone[0])
-    apart = torch.zeros(total, total, device=own.device, dtype=torch.promote_types(everyone[0].dtype, torch.float32))
-    for part in everyone:
-        for chunk in _chunks(part):
-            apart += chunk @ chunk.mT if p == 2 else torch.cdist(chunk, chunk, 1)
-    if p == 2:
-        apart = apart.diagonal() - 2 * apart  # and the square of each vector itself, alike in its row
+    apart = _apart(everyone, p)
     return apart[own].index_put((own - own[0], own), apart.new_tensor(math.inf)).argmin(1)
 
 
@@ -133,17 +189,13 @@ def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2], ranks: int) ->
     first = distributed.get_rank() * count if ranks > 1 else 0
     everyone = _gathered(parts, ranks)
     nearest = _nearest(everyone, torch.arange(first, first + count, device=parts[0].device), p)
-    if p == 2:
-        pairs = zip(parts, everyone, strict=True)
-        squares = sum(_SquaredDistances.apply(part, all_of_it, nearest, first) for part, all_of_it in pairs)
-        positive = squares > 0
-        return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
-    sums = []
-    for part, all_of_it in zip(parts, everyone, strict=True):
-        joined = part if ranks == 1 else torch.cat([all_of_it[:first], part, all_of_it[first + count :]])
-        exact = torch.promote_types(part.dtype, torch.float32)
-        sums.append((part.to(exact) - joined[nearest].to(exact)).abs().sum(1))
-    return torch.stack(sums).sum(0)
+    kind = _SquaredDistances if p == 2 else _AbsoluteDistances
+    pairs = zip(parts, everyone, strict=True)
+    sums = torch.stack([kind.apply(part, all_of_it, nearest, first) for part, all_of_it in pairs]).sum(0)
+    if p == 1:
+        return sums
+    positive = sums > 0
+    return torch.where(positive, torch.where(positive, sums, 1.0).sqrt(), 0.0)
 
 
 def entropy(

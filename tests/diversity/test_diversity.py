@@ -60,6 +60,67 @@ def test_columns_may_come_in_parts(p):
     assert torch.allclose(torch.cat([part.grad for part in parts], 1), joined.grad, rtol=1e-9, atol=1e-12)
 
 
+def textbook_distances(own, everyone, first, p):
+    """All differences with gradients; the others of everyone are constants."""
+    joined = torch.cat([everyone[:first], own, everyone[first + len(own) :]])
+    apart = (joined[:, None] - joined).norm(p=p, dim=2)
+    apart = apart + torch.diag(torch.full((len(joined),), torch.inf))
+    return (own - joined[apart[first : first + len(own)].argmin(1)]).norm(p=p, dim=1)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(("first", "count"), [(0, 8), (0, 4), (4, 4), (2, 2), (5, 1)])
+def test_vectors_of_other_ranks_are_constants(monkeypatch, p, first, count):
+    """Neighbours that are each other's, that several share, that lie elsewhere, and that are duplicates."""
+    torch.manual_seed(0)
+    everyone = torch.randn(8, 9000, dtype=torch.float64)
+    everyone[1] = everyone[0] + 0.1 * torch.randn(9000)
+    everyone[2] = everyone[0] + 0.3 * torch.randn(9000)
+    everyone[5] = everyone[4]
+    everyone[6, :4500] = everyone[4, :4500]
+    own = everyone[first : first + count].clone().requires_grad_()
+    expected = textbook_distances(own, everyone, first, p)
+    factors = torch.rand(count, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(expected @ factors, own)
+    ranks = 8 // count
+    if ranks > 1:
+        module = "lightning_hypernet.diversity.entropy"
+        monkeypatch.setattr(f"{module}._ranks", lambda all_ranks: ranks)
+        monkeypatch.setattr(f"{module}._gathered", lambda parts, ranks: [everyone[:, :5000], everyone[:, 5000:]])
+        monkeypatch.setattr(f"{module}.distributed.get_rank", lambda: first // count)
+    parts = [own[:, :5000], own[:, 5000:]]
+    found = nearest_distances(parts, p)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-7)
+    (same,) = torch.autograd.grad(found @ factors, own)
+    assert torch.allclose(same, slope, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_absolute_differences_of_half_precision(dtype):
+    torch.manual_seed(0)
+    vectors = torch.randn(5, 9000).to(dtype).requires_grad_()
+    exact = vectors.detach().double().requires_grad_()
+    found, expected = nearest_distances(vectors, 1), nearest_distances(exact, 1)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=1e-5)
+    found.sum().backward()
+    expected.sum().backward()
+    assert vectors.grad.dtype == dtype
+    assert torch.equal(vectors.grad.double(), exact.grad)
+
+
+def test_sums_of_absolute_differences_keep_no_vectors():
+    """The gradient of a distance of zero is zero; backward holds the vectors alone."""
+    kept = []
+    vectors = torch.randn(2, 50_000).repeat(2, 1).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        distances = nearest_distances(vectors, 1)
+    assert {one.data_ptr() for one in kept if one.numel() > 1000} == {vectors.data_ptr()}
+    distances.sum().backward()
+    assert distances.tolist() == [0.0] * 4
+    assert not vectors.grad.any()
+
+
 def test_entropy_of_a_part_of_the_parameters_stands_for_all():
     _, population = trained_population()
     sizes = {name: value[0].numel() for name, value in population.weights.items()}

@@ -82,6 +82,10 @@ class Block:
                 permuted[axis.parameter] = axis.permute(permuted[axis.parameter], order)
         return permuted
 
+    def places(self) -> tuple[Any, ...]:
+        """Where the channels lie, as it is written."""
+        return tuple((axis.parameter, axis.dim, axis.index.shape, axis.index.numpy().tobytes()) for axis in self.axes)
+
     def channels(self) -> frozenset[frozenset[tuple[str, int, tuple[int, ...]]]]:
         """Where each channel lies, whatever the order of channels and of axes; equal for equal blocks."""
         places = [axis.index.tolist() for axis in self.axes]
@@ -115,8 +119,10 @@ def propose_blocks(graph: Graph, generated: Sequence[str]) -> list[Block]:
 
 def blocks_of_both(blocks: Sequence[Block], others: Sequence[Block]) -> list[Block]:
     """The blocks that are among the others too."""
-    known = {block.channels() for block in others}
-    return [block for block in blocks if block.channels() in known]
+    written = {block.places() for block in others}
+    left = [block for block in blocks if block.places() not in written]
+    known = {block.channels() for block in others} if left else set()
+    return [block for block in blocks if block.places() in written or block.channels() in known]
 
 
 def _blocks(shadow: Shadow) -> list[Block]:
@@ -138,13 +144,14 @@ def _blocks(shadow: Shadow) -> list[Block]:
         roles = label[ids]
         order = roles.argsort(stable=True)
         found, counts = roles[order].unique_consecutive(return_counts=True)
-        for role, where in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+        where, ends = order.tolist(), [0, *counts.cumsum(0).tolist()]
+        for role, first, end in zip(found.tolist(), ends, ends[1:], strict=False):
             if role != PINNED:
-                held.setdefault(role, []).append((name, axis, where.tolist()))
+                held.setdefault(role, []).append((name, axis, where[first:end]))
     context = _contexts(shadow, label)
     alike: dict[Any, list[int]] = {}
     for role in sorted(held):
-        places = tuple((name, axis, tuple(place - each[0] for place in each)) for name, axis, each in held[role])
+        places = tuple([(name, axis, _spacing(each)) for name, axis, each in held[role]])
         alike.setdefault((places, tuple(context.get(role, ()))), []).append(role)
     blocks = []
     for same in alike.values():
@@ -153,6 +160,11 @@ def _blocks(shadow: Shadow) -> list[Block]:
             axes_of = [Axis(*held[same[0]][k][:2], torch.tensor([held[role][k][2] for role in same])) for k in slots]
             blocks.append(Block(len(same), tuple(axes_of)))
     return blocks
+
+
+def _spacing(places: Sequence[int]) -> tuple[int, ...]:
+    """How far places lie behind the first."""
+    return (0,) if len(places) == 1 else tuple([place - places[0] for place in places])
 
 
 def _contexts(shadow: Shadow, label: Tensor) -> dict[int, list[tuple[int, int]]]:

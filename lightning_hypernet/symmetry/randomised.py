@@ -55,7 +55,7 @@ class Randomised:
         """The target on some arguments.
 
         Args:
-            call: The arguments.
+            call: The arguments. Smaller ones that leave one value in a channel are refused, as its statistics show nothing.
             training: Whether the target runs in training mode, with nothing dropped.
             batch_statistics: Whether norm layers use the statistics of the batch, which keep activations in bounds but with
                 few values in a channel forget what comes in; else mean 0 and variance 1. Frozen ones keep their own.
@@ -63,7 +63,8 @@ class Randomised:
         mode = training, batch_statistics
         if mode not in self._modes:
             self._modes[mode] = self._in_mode(*mode)
-        return Network(*self._modes[mode], call, self.weights)
+        target, norms = self._modes[mode]
+        return Network(target, norms if call is self.call else [], call, self.weights)
 
     def _in_mode(self, training: bool, batch_statistics: bool) -> tuple[nn.Module, list[_NormBase]]:
         """A copy that shares the parameters, and its norm layers that use the statistics of the batch."""

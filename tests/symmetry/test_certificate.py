@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_hypernet.symmetry.certificate import certify
 from lightning_hypernet.symmetry.order import Axis, Block
+from lightning_hypernet.symmetry.randomised import Randomised
 from tests.symmetry.examination import symmetries_of
 
 
@@ -74,6 +75,19 @@ def test_statistics_of_few_values_in_smaller_images():
     head = nn.Sequential(nn.BatchNorm2d(5), nn.AvgPool2d(32), nn.BatchNorm2d(5), nn.Flatten())
     assert sizes(Mirrored(wider=200, head=head), 128) == [4, 5, 8]
     assert sizes(Mirrored(head=head), 128) == [5, 8]
+
+
+def test_one_value_in_a_channel_of_smaller_inputs_is_refused():
+    """One example leaves one, at which norm layers would turn to other statistics, as they do where two leave one each."""
+    head = nn.Sequential(nn.AvgPool2d(72), nn.BatchNorm2d(5), nn.Flatten())
+    module = Mirrored(wider=200, head=head)
+    sizes(module, 144)
+    x = torch.randn(2, 1, 144, 144).double()
+    random = Randomised(module, (x,), {})
+    (*_, first) = random.smaller()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        random.network(first)(random.weights[0])
+    assert torch.isfinite(random.network(random.call)(random.weights[0])).all()
 
 
 def test_examples_that_are_read_together():

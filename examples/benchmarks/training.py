@@ -49,9 +49,10 @@ def adam(module: nn.Module) -> torch.optim.Optimizer:
 
 def looped(target: nn.Module, stacked: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     """The mean loss of stacked networks, each on its part of the batch."""
+    each = {name: value.unbind() for name, value in stacked.items()}
     parts = x.chunk(len(next(iter(stacked.values()))))
     outputs = [
-        functional_call(target, {name: value[index] for name, value in stacked.items()}, part)
+        functional_call(target, {name: values[index] for name, values in each.items()}, part)
         for index, part in enumerate(parts)
     ]
     return F.cross_entropy(torch.cat(outputs), y)

@@ -34,8 +34,8 @@ LIMIT = 120.0
 """Processor seconds after which one reading is given up."""
 
 
-class LimitError(Exception):
-    """A reading took too long."""
+class LimitError(BaseException):
+    """A reading took too long; nothing that catches exceptions on the way shall catch it."""
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Effort:
     seconds: float
 
 
-FULL, QUICK = Effort(5, 5, 200, 20.0), Effort(1, 2, 2, 0.0)
+FULL, QUICK = Effort(5, 10, 200, 20.0), Effort(1, 2, 2, 0.0)
 
 
 def processor_seconds() -> float:

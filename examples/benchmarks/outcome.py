@@ -26,11 +26,11 @@ class Outcome:
 
     def show(self) -> None:
         """Print the table."""
-        console = Console()
+        console = Console(width=None if Console().is_terminal else 160)
         table = Table()
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left", no_wrap=True)
         for line in self.lines:
             table.add_row(*line)
         console.print(self.title, soft_wrap=True, highlight=False)
-        console.print(table, width=None if console.is_terminal else 160)
+        console.print(table)

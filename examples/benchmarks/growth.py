@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from outcome import Outcome
 from targets import MLP, Case, mlp
@@ -75,6 +76,11 @@ def draw(everything: Mapping[str, dict[str, Points]], path: Path) -> None:
             panel = panels[row][column]
             for name, points in systems.items():
                 panel.loglog(list(points), [unit * both[row] for both in points.values()], "o-", markersize=4, label=name)
+            panel.set_xticks(sizes := list(systems[BASELINE]), [str(size) for size in sizes])
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_locator(NullLocator())
             panel.set_xlabel(axis)
             panel.set_ylabel(label)
             panel.grid(alpha=0.3)

@@ -35,12 +35,12 @@ def evaluate(ensemble: Ensemble, x: Tensor) -> dict[str, object]:
 
 
 def evaluation(quick: bool) -> Iterator[Outcome]:
-    """Ensembles of 10 and 100 members; those of the resnet have their own norm statistics."""
-    for case, images in ((MNIST, 2000), (LENET, 2000), (RESNET, 40)):
-        case, images = (case.quick(), 8) if quick else (case, images)
+    """Ensembles of 10 members, and of 100 where the networks are small; every member has its own norm statistics."""
+    for case, images, sizes in ((MNIST, 2000, (10, 100)), (LENET, 2000, (10, 100)), (RESNET, 40, (10,))):
+        case, images, sizes = (case.quick(), 8, (2, 3)) if quick else (case, images, sizes)
         hypernet = wrapped(case, generator="compact").eval()
         x, _ = case.batch(images)
-        for members in (2, 3) if quick else (10, 100):
+        for members in sizes:
             ensemble = hypernet.ensemble(members, loader=[x])
             with torch.inference_mode():
                 compared = evaluate(ensemble, x)

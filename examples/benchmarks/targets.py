@@ -36,8 +36,8 @@ class Case:
     small: Callable[[], nn.Module] | None = None
 
     def quick(self) -> "Case":
-        """The same with two networks of two images."""
-        return replace(self, make=self.small or self.make, samples=2, images=2)
+        """The same with a few networks of two images."""
+        return replace(self, make=self.small or self.make, samples=max(2, self.samples // 16), images=2)
 
     @property
     def title(self) -> str:

@@ -181,7 +181,14 @@ def nearest_distances(vectors: Tensor | Sequence[Tensor], p: Literal[1, 2] = 2, 
     if count * ranks < 2:
         raise ValueError(f"a nearest neighbour needs two networks or more, not {count}; raise `samples`")
     with torch.autocast(parts[0].device.type, enabled=False):
-        return _nearest_distances(parts, p, ranks)
+        return _nearest_distances(_packed(parts), p, ranks)
+
+
+def _packed(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The same columns in other order, narrow parts side by side."""
+    wide = [part for part in parts if part.shape[1] >= _CHUNK]
+    narrow = [part for part in parts if part.shape[1] < _CHUNK]
+    return [*wide, torch.cat(narrow, dim=1)] if len(narrow) > 1 else [*parts]
 
 
 def _nearest_distances(parts: Sequence[Tensor], p: Literal[1, 2], ranks: int) -> Tensor:
@@ -235,21 +242,27 @@ class Entropy(DiversityLoss):
         samples: How many networks of the population are read; None: all.
     """
 
-    draws: Tensor
-
     def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
         self.p = read_norm(p)
         self.coordinates = None if coordinates is None else whole("coordinates", coordinates)
         self.samples = None if samples is None else whole("samples", samples, 2)
-        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
+        self.draws = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The number of draws of coordinates."""
+        return {"draws": self.draws}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Continue the draws of a checkpoint."""
+        self.draws = whole("the entropy's draws", state["draws"], 0)
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus its entropy, in nats."""
         sizes = {name: value[0].numel() for name, value in population.weights.items()}
         if self.coordinates is not None and sum(sizes.values()) > self.coordinates:
             self.draws += 1
-        chosen = some_parameters(population.weights, self.coordinates, int(self.draws))
+        chosen = some_parameters(population.weights, self.coordinates, self.draws)
         share = sum(sizes[name] for name in chosen) / sum(sizes.values())
         parts = population.gauged_parts(chosen)
         dimension = population.latents.z.shape[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +81,57 @@ class _Squares(torch.autograd.Function):
         return (weight * (2 * gradient)).to(weight.dtype), None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one parameter adds to the squares of a level.
+
+    Args:
+        name: Name of the parameter.
+        flat: Which group each row belongs to.
+        axes: The axes that are summed, of ``(S, *shape)``.
+        alone: Those of them that can be summed before scales are read.
+        read: Which scales it is read with, if any: columns of those found before.
+    """
+
+    name: str
+    flat: Tensor
+    axes: list[int]
+    alone: list[int]
+    read: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the scales of one level are computed.
+
+    Args:
+        parts: What each parameter adds.
+        whole: ``(n,)``, the sum of squares at which the scale of a group is 1.
+    """
+
+    parts: list[_Part]
+    whole: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return len(self.whole)
+
+    def factors(self, weights: Mapping[str, Tensor], found: Tensor) -> Tensor:
+        """What the producers of the level are divided by, after the levels before it are fixed: ``(S, n)``."""
+        squares = found.new_zeros(len(found), self.count + 1)
+        for part in self.parts:
+            weight = weights[part.name]
+            squared = _Squares.apply(weight, part.alone) if part.alone else weight.to(found.dtype).square()
+            if part.read is not None:
+                known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
+                squared = squared * known[:, part.read].square()
+            summed = squared.sum(part.axes) if part.axes else squared
+            squares = squares.index_add(1, part.flat, summed.reshape(len(weight), -1))
+        ratio = squares[:, : self.count] / self.whole
+        return torch.where(ratio > 0, ratio, 1.0).sqrt()
+
+
 class ScaleGauge(Gauge):
     r"""Fixes the scale of every channel group: what writes it first gets the target's own root mean square.
 
@@ -107,6 +160,7 @@ class ScaleGauge(Gauge):
     def __init__(self, groups: ChannelGroups, scales: Mapping[str, float] | None = None) -> None:
         self.groups = groups
         self.scales = None if scales is None else dict(scales)
+        self._recipes: dict[tuple[torch.device, torch.dtype], list[_Recipe]] = {}
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Map weights ``{name: (S, *shape)}`` to gauge-fixed weights of the same functions."""
@@ -119,51 +173,63 @@ class ScaleGauge(Gauge):
 
     def _levels_of(self, names: Collection[str]) -> list[bool]:
         """Which levels fix the scales that some parameters are written and read with, and those that these need in turn."""
-        groups = self.groups
-        needed = torch.zeros(groups.count + 1, dtype=torch.bool)
-        for name in names:
-            if name in groups.producers:
-                needed[groups.producers[name].reshape(-1)] = True
-                needed[groups.consumers[name].reshape(-1)] = True
-        wanted = []
-        for level in reversed(groups.levels):
-            wanted.append(bool(needed[level.groups].any()))
-            if wanted[-1]:
-                for name in level.rows:
-                    needed[groups.consumers[name].reshape(-1)] = True
-        return wanted[::-1]
+        needed = {level for name in names for level in self._touched.get(name, ())}
+        for index in reversed(range(len(self.groups.levels))):
+            if index in needed:
+                needed.update(self._read[index])
+        return [index in needed for index in range(len(self.groups.levels))]
+
+    @cached_property
+    def _touched(self) -> dict[str, frozenset[int]]:
+        """For every parameter the levels whose scales it is written or read with."""
+        return {
+            name: self._levels_in(written) | self._levels_in(self.groups.consumers[name])
+            for name, written in self.groups.producers.items()
+        }
+
+    @cached_property
+    def _read(self) -> list[frozenset[int]]:
+        """For every level those that its parameters are read with."""
+        consumers = self.groups.consumers
+        return [frozenset().union(*(self._levels_in(consumers[name]) for name in level.rows)) for level in self.groups.levels]
+
+    def _levels_in(self, ids: Tensor) -> frozenset[int]:
+        """The levels of groups."""
+        own = torch.full((self.groups.count + 1,), -1)
+        for index, level in enumerate(self.groups.levels):
+            own[level.groups] = index
+        return frozenset(own[ids.reshape(-1)].tolist()) - {-1}
 
     def factors(self, weights: Mapping[str, Tensor], wanted: Sequence[bool]) -> Tensor:
         """What the producers of every group are divided by, 1 in the levels that are not wanted: ``(S, count)``."""
         some = next(iter(weights.values()))
         found = some.new_ones(len(some), 0, dtype=torch.promote_types(some.dtype, torch.float32))
-        for level, chosen in zip(self.groups.levels, wanted, strict=True):
-            found = torch.cat(
-                [found, self._level(level, weights, found) if chosen else found.new_ones(len(found), len(level.groups))], dim=1
-            )
+        key = (found.device, found.dtype)
+        if key not in self._recipes:
+            self._recipes[key] = self._written(weights, found)
+        for recipe, chosen in zip(self._recipes[key], wanted, strict=True):
+            own = recipe.factors(weights, found) if chosen else found.new_ones(len(found), recipe.count)
+            found = torch.cat([found, own], dim=1)
         return found
 
-    def _level(self, level: Level, weights: Mapping[str, Tensor], found: Tensor) -> Tensor:
-        """What the producers of one level are divided by, after the levels before it are fixed: ``(S, n)``."""
-        count = len(level.groups)
-        squares = found.new_zeros(len(found), count + 1)
-        numbers = found.new_zeros(count + 1)
-        for name, rows in level.rows.items():
-            weight, read = weights[name], self.groups.consumers[name].to(found.device)
-            numbers_each = weight[0].numel() / rows.numel()
-            axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
-            alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
-            squared = _Squares.apply(weight, alone) if alone else weight.to(found.dtype).square()
-            if (read < self.groups.count).any():
-                known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
-                squared = squared * known[:, read.clamp(max=found.shape[1])].square()
-            summed = squared.sum([axis + 1 for axis in axes]) if axes else squared
-            flat = rows.to(found.device).reshape(-1)
-            squares = squares.index_add(1, flat, summed.reshape(len(weight), -1))
-            numbers = numbers.index_add(0, flat, numbers.new_full(flat.shape, numbers_each))
-        own = self._own(level, {name: weights[name][0].numel() for name in level.rows})
-        ratio = squares[:, :count] / (numbers[:count] * own**2)
-        return torch.where(ratio > 0, ratio, 1.0).sqrt()
+    def _written(self, weights: Mapping[str, Tensor], like: Tensor) -> list[_Recipe]:
+        """How every level is computed, on a device."""
+        recipes, fixed = [], 0
+        for level in self.groups.levels:
+            count = len(level.groups)
+            numbers, parts = like.new_zeros(count + 1), []
+            for name, rows in level.rows.items():
+                read = self.groups.consumers[name]
+                flat = rows.to(like.device).reshape(-1)
+                numbers.index_add_(0, flat, numbers.new_full(flat.shape, weights[name][0].numel() / rows.numel()))
+                axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
+                alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
+                reads = read.clamp(max=fixed).to(like.device) if bool((read < self.groups.count).any()) else None
+                parts.append(_Part(name, flat, [axis + 1 for axis in axes], alone, reads))
+            own = self._own(level, {name: weights[name][0].numel() for name in level.rows})
+            recipes.append(_Recipe(parts, numbers[:count] * own**2))
+            fixed += count
+        return recipes
 
     def _own(self, level: Level, sizes: Mapping[str, int]) -> float:
         """The root mean square that a level has in the target itself, its parameters being of these sizes; 1 where it is 0."""

@@ -84,6 +84,11 @@ class ChannelGroups:
             pinned=pinned,
         )
 
+    @cached_property
+    def _places(self) -> dict[tuple[str, torch.device], tuple[Tensor, Tensor]]:
+        """Producers and consumers of every parameter, on the devices that asked for them."""
+        return {}
+
     def transform(self, weights: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
         """Scale every group of every network.
 
@@ -99,8 +104,11 @@ class ChannelGroups:
         for name, written in self.producers.items():
             if name not in weights:
                 continue
-            device = factors.device
-            ratio = padded[:, written.to(device)] / padded[:, self.consumers[name].to(device)]
+            places = self._places.get((name, factors.device))
+            if places is None:
+                pair = written.to(factors.device), self.consumers[name].to(factors.device)
+                places = self._places[name, factors.device] = pair
+            ratio = padded[:, places[0]] / padded[:, places[1]]
             scaled[name] = scaled[name] * ratio.to(scaled[name].dtype)
         return scaled
 

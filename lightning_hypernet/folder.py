@@ -170,7 +170,10 @@ def misfits(content: Mapping[str, Any], groups: Mapping[str, Mapping[str, Stored
         yield f"the latents are {stored}"
     if set(groups) - {"weights", "statistics", "target", "stored"}:
         yield f"{', '.join(sorted(set(groups) - {'weights', 'statistics', 'target', 'stored'}))} is unknown"
-    if not all(isinstance(one, dict) and one.get("backend") in ("loop", "vmap") for one in content["choices"].values()):
+    if not all(
+        isinstance(one, dict) and one.get("backend") in ("loop", "vmap", "batched", "blocked")
+        for one in content["choices"].values()
+    ):
         yield f"choices is {shown(content['choices'])}"
     if not (content["feed"] is None or (isinstance(content["feed"], dict) and set(content["feed"]) in _FEEDS)):
         yield f"feed is {shown(content['feed'])}"

@@ -180,7 +180,7 @@ class Plugins:
         call("hypernet_register_filters", lambda layer, rule: self._register_rule(layer, rule, plugin, name))
         both = sorted(set(self.generators) & set(self.presets))
         if "auto" in self.backends:
-            raise ValueError("no backend may be called 'auto', which stands for the faster of the loop and vmap")
+            raise ValueError("no backend may be called 'auto', which stands for the fastest of the built-in ones")
         if both:
             raise ValueError(f"{', '.join(both)} would be a preset of generators and of the callback; no name may be both")
 

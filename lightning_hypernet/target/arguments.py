@@ -161,8 +161,12 @@ class Arguments:
 
     def detached(self) -> Arguments:
         """The same call, dealt out as before, without gradients, in memory of its own."""
+        return self.changed(_detached)
+
+    def changed(self, change: Callable[[Any], Any]) -> Arguments:
+        """The same call, dealt out as before, with every leaf changed, in other memory but of the same shape."""
         other = copy.copy(self)
-        other._set([tree_map(_detached, leaf) if type(leaf) is list else _detached(leaf) for leaf in self.leaves])
+        other._set([tree_map(change, leaf) if type(leaf) is list else change(leaf) for leaf in self.leaves])
         return other
 
     def alone(self, index: int = 0) -> Arguments:

@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.batched import chain_of, run_chain
+from lightning_hypernet.target.blocked import blocks_of, channels_last, has_images, may_block, put_together
 from lightning_hypernet.target.networks import Networks, call
+from lightning_hypernet.target.replicas import Replicas
 from lightning_hypernet.target.state import State
 
 
@@ -46,6 +49,10 @@ class Backend(ABC):
         """Whether it runs calls of such arguments; the loop runs the others."""
         return True
 
+    def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
+        """Whether it may run a target with such arguments, as far as that can be told before."""
+        return self.takes(arguments)
+
 
 class Loop(Backend):
     """One network after the other, each in a replica of its own."""
@@ -73,6 +80,10 @@ class Vmap(Backend):
     def takes(self, arguments: Arguments) -> bool:
         """Whether all networks get equally much, and there are several."""
         return arguments.even and arguments.parts != 1
+
+    def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
+        """Whether nothing was seen of the target that vmap would compute wrongly."""
+        return self.takes(arguments) and replicas.habits.batchable
 
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
@@ -131,6 +142,66 @@ class Vmap(Backend):
         return outputs
 
 
+class Batched(Backend):
+    """All networks at once, layer by layer, by batched products of matrices; for chains of linear and elementwise layers."""
+
+    def takes(self, arguments: Arguments) -> bool:
+        """Whether all networks get equally much, and there are several."""
+        return arguments.even and arguments.parts != 1
+
+    def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
+        """Whether the target is such a chain."""
+        try:
+            return self.takes(arguments) and bool(chain_of(replicas, method))
+        except RuntimeError:
+            return False
+
+    def run(
+        self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
+    ) -> list[Any]:
+        """Call the target once with every network.
+
+        Raises:
+            RuntimeError: If the target is no such chain.
+        """
+        if chunk_size is None or arguments.parts or chunk_size >= len(networks):
+            return list(run_chain(networks, arguments, method).unbind(0))
+        pieces = [slice(start, start + chunk_size) for start in range(0, len(networks), chunk_size)]
+        return [one for piece in pieces for one in run_chain(networks.some(piece), arguments, method).unbind(0)]
+
+
+class Blocked(Backend):
+    """The loop, over images with their channels last and, where nothing trains, over blocks of examples.
+
+    Blocks are for targets that make of an example the same whatever others are in the batch.
+    """
+
+    def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
+        """Whether there are images, or blocks."""
+        return has_images(arguments) or may_block(replicas.template, arguments)
+
+    def run(
+        self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
+    ) -> list[Any]:
+        """Call the target once with every network and block.
+
+        Raises:
+            RuntimeError: If there are blocks, and the outputs do not follow the batch.
+        """
+        habits, loop = networks.replicas.habits, Loop()
+        arguments = arguments.changed(channels_last)
+        if habits.watch is not None or habits.keeps_state or not may_block(networks.replicas.template, arguments):
+            return loop.run(networks, arguments, method)
+        blocks = blocks_of(arguments)
+        outputs: list[list[Any]] = [[] for _ in range(len(networks))]
+        for index, found in enumerate(outputs):
+            networks.hold(index + 1)
+            for block in blocks:
+                args, kwargs = block.of(index, habits.input)
+                found.append(networks.call(index, method, args, kwargs))
+        return [put_together(found, blocks) for found in outputs]
+
+
 def _has_backward_hooks(target: nn.Module) -> bool:
     """Whether modules of a target, or all modules there are, have hooks that are called in the backward pass."""
     everywhere = torch.nn.modules.module
@@ -139,7 +210,7 @@ def _has_backward_hooks(target: nn.Module) -> bool:
     return any(one._backward_hooks or one._backward_pre_hooks for one in target.modules())
 
 
-BACKENDS: dict[str, Backend] = {"loop": Loop(), "vmap": Vmap()}
+BACKENDS: dict[str, Backend] = {"loop": Loop(), "vmap": Vmap(), "batched": Batched(), "blocked": Blocked()}
 """The backends that ``"auto"`` chooses from."""
 
 
@@ -148,6 +219,8 @@ def hypernet_register_backends(register: Callable[[str, type[Backend]], None]) -
     """Register the built-in backends."""
     register("loop", Loop)
     register("vmap", Vmap)
+    register("batched", Batched)
+    register("blocked", Blocked)
 
 
 class _Recomputed(torch.utils.checkpoint.CheckpointFunction):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.backends import BACKENDS
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.trial import Trial
 
@@ -19,12 +21,14 @@ _CLEAR = 2.0
 
 
 class Choices:
-    """For every signature of a call the backend that was faster, forward and backward.
+    """For every signature of a call the backend that was fastest, forward and backward.
 
-    The loop and vmap run in turn, once to warm up and three times measured, the best of each counts; beside the training, with
-    weights, random numbers and replicas of their own. A network that takes more than a tenth of a second by itself on a CPU has
-    nothing to gain from vmap, and neither has one whose warm-up took twice as long there: they are not measured further. Under
-    `torch.use_deterministic_algorithms` the loop is taken unmeasured, since no clock is deterministic.
+    The loop and its rivals run in turn, once to warm up and three times measured, the best of each counts; beside the training,
+    with weights, random numbers and replicas of their own. Rivals are, where they fit, batched products for chains of layers,
+    or else vmap and blocks of examples; blocks only if they give what the loop gives. A network that takes more than a tenth
+    of a second by itself on a CPU has nothing to gain from vmap, which is not measured then, nor is further what took twice as
+    long as the fastest when it warmed up. Under `torch.use_deterministic_algorithms` the loop is taken unmeasured, since no
+    clock is deterministic.
 
     Attributes:
         made: For every signature the name of the backend and the seconds that each took; None: not measured.
@@ -43,20 +47,22 @@ class Choices:
             return "loop"
         signature = signature_of(networks, arguments, method)
         if signature not in self.made:
+            if not _rivals(networks, arguments, method):
+                return "loop"
             with self._choosing:
                 if signature not in self.made:
                     self.made[signature] = _measured(networks, arguments, method)
         return str(self.made[signature]["backend"])
 
     def refuse(self, networks: Networks, arguments: Arguments, method: str) -> None:
-        """Take the loop for a call from now on, since vmap could not run it."""
-        self.made[signature_of(networks, arguments, method)] = {"backend": "loop", "loop": None, "vmap": None}
+        """Take the loop for a call from now on, since the other could not run it."""
+        self.made[signature_of(networks, arguments, method)] = {"backend": "loop", "loop": None}
 
     def summary(self) -> list[str]:
         """One line for every signature: the backend, and the milliseconds that each took."""
         lines = []
         for signature, made in self.made.items():
-            times = ", ".join(f"{name} {1000 * made[name]:.1f} ms" for name in ("loop", "vmap") if made[name] is not None)
+            times = ", ".join(f"{name} {1000 * made[name]:.1f} ms" for name in BACKENDS if made.get(name) is not None)
             lines.append(f"{made['backend']} for {signature}: {times or 'not measured'}")
         return lines
 
@@ -67,29 +73,40 @@ def signature_of(networks: Networks, arguments: Arguments, method: str) -> str:
     shapes = [
         f"{leaf.dtype} ".removeprefix("torch.")
         + "x".join(str(1 << (size - 1).bit_length() if size else 0) for size in leaf.shape)
-        for leaf in arguments.stacked()
+        for leaf in (arguments.stacked() if arguments.even else arguments.leaves)
         if isinstance(leaf, Tensor)
     ]
     weights = next(iter(networks.weights.values()))
     mode = "train" if template.training else "eval"
     graph = "gradients" if torch.is_grad_enabled() else "no gradients"
     count = arguments.parts or len(networks)
+    graph += "" if arguments.even else ", uneven"
     return f"{method}, {mode}, {graph}, {count} networks, inputs {' '.join(shapes)}, {weights.dtype}, {weights.device.type}"
+
+
+def _rivals(networks: Networks, arguments: Arguments, method: str) -> list[str]:
+    """The backends that the loop is measured against."""
+    fits = [name for name in ("batched", "vmap", "blocked") if BACKENDS[name].fits(networks.replicas, arguments, method)]
+    return fits[:1] if fits[:1] == ["batched"] else fits
 
 
 def _measured(networks: Networks, arguments: Arguments, method: str) -> dict[str, Any]:
     trial = Trial(networks, arguments, method)
     on_cpu = trial.device.type == "cpu"
-    times: dict[str, float | None] = {"loop": None, "vmap": None}
+    times: dict[str, float | None] = dict.fromkeys(["loop", *_rivals(networks, arguments, method)])
+    seen: dict[str, float] = {}
     try:
-        first = {"loop": trial.seconds("loop")}
-        times["loop"] = first["loop"]
-        if not on_cpu or first["loop"] < _LONG * trial.count:
-            first["vmap"] = trial.seconds("vmap")
-            clear = on_cpu and max(first.values()) > _CLEAR * min(first.values())
-            rounds = [first] if clear else [{name: trial.seconds(name) for name in first} for _ in range(_ROUNDS)]
-            times = {name: min(one[name] for one in rounds) for name in first}
+        for name in times:
+            if name != "vmap" or not on_cpu or seen["loop"] < _LONG * trial.count:
+                with suppress(Exception) if seen else nullcontext():
+                    seconds = trial.seconds(name)
+                    if trial.agrees(name):
+                        seen[name] = seconds
+        near = [name for name in seen if not on_cpu or seen[name] <= _CLEAR * min(seen.values())]
+        if len(near) > 1:
+            rounds = [{name: trial.seconds(name) for name in near} for _ in range(_ROUNDS)]
+            seen |= {name: min(one[name] for one in rounds) for name in near}
+        times |= seen
     except Exception:
-        times["vmap"] = None
-    loop, vmap = times["loop"], times["vmap"]
-    return {"backend": "vmap" if loop is not None and vmap is not None and vmap < loop else "loop", **times}
+        return {"backend": "loop", **times}
+    return {"backend": min(seen, key=seen.__getitem__), **times}

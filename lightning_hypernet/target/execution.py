@@ -38,8 +38,9 @@ class Executor:
     Args:
         target: The target. It is copied; the copy keeps what is not generated.
         aliases: For every generated parameter its names in the target; more than one where parameters are tied.
-        backend: What runs the networks; None: the loop or vmap, whichever is faster, measured once for every signature of a
-            call. What a backend can't run (for vmap recurrent layers, solvers, uneven parts) goes to the loop.
+        backend: What runs the networks; None: the loop, or batched products or vmap where they are faster, measured once for
+            every signature of a call. What a backend can't run (for vmap recurrent layers, solvers, uneven parts) goes to the
+            loop.
         choice: How the backend was chosen, by a name or a mapping, as files keep it.
         batch_dim: Where the batch lies in the target's inputs; None: along the first axis.
 
@@ -276,8 +277,7 @@ class Executor:
     def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> Callable[[], list[Any]]:
         habits, loop, backend = self.replicas.habits, BACKENDS["loop"], self.backend
         if backend is None:
-            batchable = BACKENDS["vmap"].takes(arguments) and habits.batchable and not habits.keeps_state
-            backend = BACKENDS[self.choices.of(networks, arguments, method)] if batchable else loop
+            backend = loop if habits.keeps_state else BACKENDS[self.choices.of(networks, arguments, method)]
         if type(backend) is Loop or not backend.takes(arguments):
             return functools.partial(loop.run, networks, arguments, method)
         return functools.partial(self._or_loop, backend, networks, arguments, method, chunk_size)

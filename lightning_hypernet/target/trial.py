@@ -99,6 +99,7 @@ class Trial:
         self._weights = {name: value[: self.count].detach() for name, value in networks.weights.items()}
         self._given = {name: value[: self.count] for name, value in networks.buffers.items()}
         self._replicas = networks.replicas.aside()
+        self._seen: dict[str, list[Tensor]] = {}
 
     def seconds(self, name: str) -> float:
         """How long one backend takes, forward and, with gradients, backward."""
@@ -115,11 +116,29 @@ class Trial:
                 ones = [torch.ones_like(leaf) for leaf in leaves]
                 torch.autograd.grad(leaves, list(weights.values()), ones, allow_unused=True)
             self._wait()
-            return time.perf_counter() - start
+            seconds = time.perf_counter() - start
+        if not self._backward:
+            self._seen[name] = [leaf.detach() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        return seconds
+
+    def agrees(self, name: str) -> bool:
+        """Whether blocks gave what the loop gave, where both ran without gradients; of the rest that is known."""
+        if name != "blocked" or self._backward:
+            return True
+        pairs = list(zip(self._seen["loop"], self._seen[name], strict=False))
+        return len(self._seen["loop"]) == len(self._seen[name]) and all(_alike(one, other) for one, other in pairs)
 
     def _wait(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs are the same but for rounding."""
+    if one.shape != other.shape or not one.is_floating_point():
+        return one.shape == other.shape and torch.equal(one, other)
+    least = min(1e3 * torch.finfo(one.dtype).eps, 0.02)
+    return bool((one - other).abs().amax() <= least * one.abs().amax()) if one.numel() else True
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def test_both_give_the_same_numbers_with_statistics_that_last():
     assert not torch.allclose(found[0][0], found[0][3])
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", ["loop", "vmap"])
 def test_a_trial_runs_forward_and_backward_and_nobody_sees_it(name):
     backward = []
 

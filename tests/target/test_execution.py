@@ -246,7 +246,7 @@ def test_integer_images_name_the_remedy():
 
 
 def test_unknown_execution():
-    with pytest.raises(ValueError, match="unknown backend 'fast'; there are loop, vmap"):
+    with pytest.raises(ValueError, match="unknown backend 'fast'; there are batched, blocked, loop, vmap"):
         Hypernet(nn.Linear(3, 2), execution="fast")
 
 

@@ -1,0 +1,64 @@
+"""Blocked: inputs in the blocks and the memory layout that caches like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_hypernet.target.arguments import Arguments
+
+BLOCK = 256
+"""Examples in a block."""
+
+
+def may_block(template: nn.Module, arguments: Arguments) -> bool:
+    """Whether a batch may be run block by block: it is long, nothing trains, and no hook counts the calls."""
+    if torch.is_grad_enabled() or arguments.parts or arguments.batch < 2 * BLOCK or {*arguments.axes} - {0, None}:
+        return False
+    return not any(
+        module.training or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in template.modules()
+    )
+
+
+def has_images(arguments: Arguments) -> bool:
+    """Whether an input may have its channels last."""
+    return any(leaf.ndim == 4 and leaf.is_floating_point() for leaf in arguments.tensors)
+
+
+def channels_last(leaf: Any) -> Any:
+    """An input with its channels last in memory, if it is a batch of images; the same numbers."""
+    if not isinstance(leaf, Tensor) or leaf.ndim != 4 or not leaf.is_floating_point():
+        return leaf
+    return leaf.to(memory_format=torch.channels_last)
+
+
+def blocks_of(arguments: Arguments) -> list[Arguments]:
+    """The same call, block by block."""
+    pairs = zip(arguments.leaves, arguments.axes, strict=True)
+    split = [leaf.split(BLOCK) if axis == 0 else None for leaf, axis in pairs]
+    count = -(-arguments.batch // BLOCK)
+    return [
+        Arguments(*arguments.restore([leaf if parts is None else parts[index]
+                                      for leaf, parts in zip(arguments.leaves, split, strict=True)]))
+        for index in range(count)
+    ]  # fmt: skip
+
+
+def put_together(outputs: Sequence[Any], blocks: Sequence[Arguments]) -> Any:
+    """The output for the whole batch.
+
+    Raises:
+        RuntimeError: If the outputs are not tensors whose first axis follows the batch.
+    """
+    flat, specs = zip(*(tree_flatten(output) for output in outputs), strict=True)
+    sizes = [block.batch for block in blocks]
+    columns = list(zip(*flat, strict=False))
+    for column in columns:
+        if any(not isinstance(leaf, Tensor) or leaf.shape[:1] != (size,) for leaf, size in zip(column, sizes, strict=True)):
+            raise RuntimeError("its outputs do not follow the batch along their first axis")
+    return tree_unflatten([torch.cat(column) for column in columns], specs[0])

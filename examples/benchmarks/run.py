@@ -23,6 +23,7 @@ from evaluation import evaluation
 from growth import growth
 from importing import importing
 from outcome import Outcome
+from quality import quality
 from sampling import sampling
 from timing import DEVICE, FULL, QUICK
 from training import train
@@ -41,6 +42,7 @@ def rows(out: Path) -> dict[str, Callable[[bool], Iterator[Outcome]]]:
         "wrapping": wrapping,
         "growth": partial(growth, picture=out / "growth.png"),
         "import": importing,
+        "quality": partial(quality, picture=out / "quality.png"),
     }
 
 

@@ -128,6 +128,15 @@ def test_import(tmp_path):
 
 
 @pytest.mark.slow
+def test_quality(tmp_path):
+    cases, _ = run("quality", tmp_path)
+    (systems,) = cases.values()
+    trained = {name: system["runs"][0][0] for name, system in systems.items()}
+    assert trained["compact"] < trained["network"] < trained["default"]
+    assert (tmp_path / "quality.png").exists()
+
+
+@pytest.mark.slow
 def test_a_row_that_is_not_there_is_refused():
     told = subprocess.run([sys.executable, SCRIPTS / "run.py", "trian"], capture_output=True, text=True)
     assert told.returncode == 2

@@ -28,6 +28,10 @@ from lightning_hypernet import HypernetCallback
 from lightning_hypernet.metrics import Disagreement
 
 CLASSES = 10
+GENERATOR = {  # much larger than the default one, and without mean weights, which is better on so few images
+    "start": "mean_code", "spread": 0.3, "code_size": 16, "hidden": (200, 200), "shared": False, "extractor": "mlp",
+    "extractor_hidden": (128, 128),
+}  # fmt: skip
 BATCH = 128
 
 
@@ -174,7 +178,7 @@ def main() -> None:
         diversity={"entropy": 1e-3},
         components=10,
         samples=10,
-        generator={"start": "mean_code", "hidden": (200, 200)},  # on so few images better than mean weights
+        generator=GENERATOR,
         gauge="none",  # with the gauge, members are less accurate here and the ensemble gains nothing
     )
     train(module, data, options.epochs, [callback])

@@ -64,9 +64,9 @@ class Hypernet(StepSampler):
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options.
-        generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"pretrained"``,
-            ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields of
-            `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.
+        generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"adapter"``,
+            ``"pretrained"``, ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields
+            of `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.
         generate: Glob patterns over parameter names; what is left stays an ordinary parameter.
         exclude: Glob patterns of parameters that are not generated after all.
         gauge: Name of the gauge through which weight-space diversity losses see weights, or a mapping with its ``name`` and
@@ -75,7 +75,8 @@ class Hypernet(StepSampler):
             A target that can't be exported has no gauge and warns under ``"auto"``, and is an error otherwise. The graph is
             read once, from the example inputs or the first batch.
         execution: Name of the backend that runs the networks, or a mapping with its ``name`` and options: ``"loop"``,
-            ``"vmap"``, or ``"auto"``, whichever of the two is faster.
+            ``"vmap"``, ``"batched"`` for chains of linear layers, ``"blocked"``, which is the loop over images with their
+            channels last and over blocks of examples in evaluation, or ``"auto"``, whichever is fastest.
         reduce: How evaluation joins members: ``"mean"``, ``"log_mean_prob"``, ``"majority"`` or None, which returns
             ``(members, batch, ...)``, or a list of what each member returns where shapes differ; or a mapping with the ``name``
             and ``dim``, the axis of the classes where it is not axis 1.

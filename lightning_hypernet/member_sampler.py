@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.members import Members, warn_of_statistics
 from lightning_hypernet.population import Population, check_population
-from lightning_hypernet.sampler import Sampler, as_numbers
+from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_followed
 from lightning_hypernet.target.reduction import Reduction

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution
+from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, sized
+from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.plugins import Plugins, plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
@@ -94,8 +95,18 @@ class Sampler(StandIn):
         examples = _examples(target, example_inputs, batch_dim)
         symmetries = SymmetriesOnDemand(target, examples, known, guessed=example_inputs is None)
         wanted, unwanted = texts("generate", generate, "pattern"), texts("exclude", exclude, "pattern")
-        self.banks = find_filters(target, found.rules, wanted, unwanted, config.merge, config.merge_limit, symmetries.structure)
+        self.banks = find_filters(
+            target,
+            found.rules,
+            wanted,
+            unwanted,
+            config.merge,
+            config.merge_limit,
+            symmetries.structure,
+            frozen=config.start == "adapter",
+        )
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
+        config = sized(config, self.banks, latent_dim, components)
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target
         scales = None if config.start == "paper" else own_scales(initial)
@@ -175,7 +186,7 @@ class Sampler(StandIn):
         """
         latents = self.prior.draw(n, component).to(self._reference)
         if context is None:
-            context = latents.z.new_zeros(self.context_dim)
+            return latents.given(latents.z.new_zeros(n, self.context_dim)) if self.context_dim else latents
         context = torch.atleast_1d(as_numbers("the context", context)).to(latents.z)
         if context.shape not in ((self.context_dim,), (n, self.context_dim)):
             raise ValueError(
@@ -260,24 +271,6 @@ class Sampler(StandIn):
         with torch.autocast(self._reference.device.type, enabled=False):
             (network,) = self.executor.materialize_all(self.decode(torch.zeros(1, self.latent_dim)).weights, {})
         return self.executor.statistics.frozen_in(network.train())
-
-
-def as_numbers(name: str, value: Any) -> Tensor:
-    """Numbers as a tensor.
-
-    Raises:
-        TypeError: If they are none.
-        ValueError: If one is NaN or infinite.
-    """
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be numbers, not {value!r}") from error
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be real numbers, not {tensor.dtype}")
-    if not tensor.isfinite().all():
-        raise ValueError(f"{name} must be finite, and holds NaN or infinite numbers")
-    return tensor
 
 
 def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> GeneratorConfig:

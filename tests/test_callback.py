@@ -455,7 +455,7 @@ def test_a_hypernet_of_the_users_own_is_used():
     [
         ({"prior": "uniform"}, "prior='normal', not 'uniform'"),
         ({"gauge": "none"}, "gauge='auto', not 'none'"),
-        ({"generator": {"code_size": 7}}, "generator.code_size=16, not 7"),
+        ({"generator": {"code_size": 7}}, "generator.code_size=None, not 7"),
     ],
 )
 def test_a_hypernet_with_other_options_is_refused(option, message):

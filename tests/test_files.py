@@ -559,8 +559,8 @@ def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path):
 def test_flipped_bits_are_told(saved, tmp_path):
     content = bytearray(saved.read_bytes())
     with zipfile.ZipFile(saved) as archive:
-        at = max(archive.infolist(), key=lambda one: one.file_size)
-    content[at.header_offset + 200 + at.file_size // 2] ^= 1
+        at = max((one for one in archive.infolist() if "/data/" in one.filename), key=lambda one: one.file_size)
+    content[at.header_offset + at.file_size] ^= 1  # the header is shorter than the numbers
     (tmp_path / "two.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match="CRC"):
         Hypernet.from_checkpoint(tmp_path / "two.ckpt", Classifier().model)

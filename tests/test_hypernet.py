@@ -227,7 +227,7 @@ def test_frozen_norm_layers_keep_the_statistics_they_were_trained_with(tmp_path)
 
 def test_a_first_call_without_gradients_leaves_the_others_theirs():
     torch.manual_seed(0)
-    hypernet = Hypernet(nn.Linear(4, 2), samples=2)
+    hypernet = Hypernet(nn.Linear(4, 2), samples=2, execution="loop")
     x = torch.randn(6, 4)
     for without in (torch.no_grad, torch.inference_mode):
         with hypernet.step():

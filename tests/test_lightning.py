@@ -163,7 +163,7 @@ def test_two_callbacks_on_two_targets():
         ({"components": 2}, "components=1, not 2"),
         ({"latent_dim": 8}, "latent_dim=64, not 8"),
         ({"prior": "mixture"}, "prior='normal', not 'mixture'"),
-        ({"generator": {"code_size": 4}}, "generator.code_size=16, not 4"),
+        ({"generator": {"code_size": 4}}, "generator.code_size=None, not 4"),
         ({"diversity": "mutual_information"}, "diversity losses of entropy, not of mutual_information"),
         ({"diversity": None}, "diversity losses of entropy, not without any"),
     ],

@@ -54,7 +54,7 @@ class SharedExtractor(Extractor):
 
     def forward(self, latents):
         code = self.head(latents.z)
-        return [code[:, None].expand(-1, count, -1) for count in self.filters]
+        return code[:, None].expand(-1, sum(self.filters), -1)
 
 
 class Cloud(WeightDistribution):

@@ -10,6 +10,7 @@ from lightning_hypernet.generator.distribution import Setting, WeightDistributio
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
+from lightning_hypernet.generator.sizes import sized
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.markers import hookimpl
 
@@ -28,6 +29,7 @@ __all__ = [
     "UniformPrior",
     "WeightDistribution",
     "WeightGenerator",
+    "sized",
 ]
 
 
@@ -58,6 +60,7 @@ def hypernet_register_generators(register: Callable[[str, Mapping[str, Any]], No
     """Register the built-in presets of generators: fields of `GeneratorConfig`."""
     register("default", {})
     register("compact", vars(GeneratorConfig.compact()))
+    register("adapter", vars(GeneratorConfig.adapter()))
     register("pretrained", vars(GeneratorConfig.pretrained()))
     for target in ("mnist", "cifar_lenet", "cifar_resnet32"):
         register(f"paper_{target}", vars(GeneratorConfig.paper(target)))

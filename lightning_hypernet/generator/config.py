@@ -16,17 +16,21 @@ class GeneratorConfig:
     """What a generator is made of. Every field is plain, so that YAML and the command line reach it.
 
     Args:
-        code_size: Numbers in the code of a filter.
-        hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank.
-        extractor: Name of the extractor, or a mapping with its ``name`` and options: ``"mlp"``, whose last layer holds filters
-            x code size x width numbers; ``"matrix"``, which writes the codes of a bank as a product of thin matrices and lets
-            a generator be smaller than its target; or one of a plug-in.
-        extractor_hidden: Widths of the hidden layers of the extractor.
-        rank: Inner size of the matrix extractor.
-        start: Where training starts, one of the four starts below.
+        code_size: Numbers in the code of a filter; None: what the target's size allows, see `sizes.sized`.
+        hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank; None: what
+            the target's size allows.
+        shared: Whether the filters of all banks go through the same hidden layers, and only the last layer is each bank's own.
+            Where every bank has widths of its own, none are shared.
+        extractor: Name of the extractor, or a mapping with its ``name`` and options: ``"matrix"``, which writes the codes of a
+            bank as a product of thin matrices around z; ``"mlp"``, the paper's, whose last layer holds filters x code size x
+            width numbers; or one of a plug-in.
+        extractor_hidden: Widths of the hidden layers of the extractor; of none z itself makes the codes.
+        start: Where training starts, one of the five starts below.
         spread: Share of z in a code at the start.
         gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
             mean weights that are fresh themselves hold the rest of the variance.
+        pace: How much faster than by itself an optimizer such as Adam moves what is generated beside mean weights: the last
+            layers hold numbers so many times smaller, and what they give is multiplied.
         activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         slope: Negative slope of the leaky ReLU.
         norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
@@ -37,7 +41,7 @@ class GeneratorConfig:
         merge: Which linear and convolution layers of the target, by position, are one filter.
         merge_limit: Layers with more weights than this are never merged.
 
-    The four starts:
+    The five starts:
 
     ================== ============================ ====================================== ================================
     start              a code is                    weights are                            what components have of their own
@@ -50,6 +54,8 @@ class GeneratorConfig:
                                                     where a bank is a single filter
     ``"pretrained"``   the same                     as above, but so that the mean of all  mean codes; mean weights all start
                                                     networks is the target itself          from the target's own
+    ``"adapter"``      the same                     the target's own, which are not        mean codes
+                                                    trained, plus what is generated
     ``"paper"``        what z gives                 generated from the code; every matrix  nothing, so there is one
                                                     starts at a tenth of the usual size
     ================== ============================ ====================================== ================================
@@ -57,14 +63,15 @@ class GeneratorConfig:
     Parameters that no rule reads may hold a table: under ``"mean_weights"`` all components start from the target's.
     """
 
-    code_size: int = 16
-    hidden: Sequence[int] | Sequence[Sequence[int]] = (64, 64)
-    extractor: str | Mapping[str, Any] = "mlp"
-    extractor_hidden: Sequence[int] = (128, 128)
-    rank: int = 8
-    start: Literal["mean_weights", "mean_code", "pretrained", "paper"] = "mean_weights"
-    spread: float = 0.3
+    code_size: int | None = None
+    hidden: Sequence[int] | Sequence[Sequence[int]] | None = None
+    shared: bool = True
+    extractor: str | Mapping[str, Any] = "matrix"
+    extractor_hidden: Sequence[int] = ()
+    start: Literal["mean_weights", "mean_code", "pretrained", "adapter", "paper"] = "mean_weights"
+    spread: float = 1.0
     gain: float = 0.3
+    pace: float = 4.0
     activation: str = "leaky_relu"
     slope: float = 0.05
     norm: Literal["batch", "layer", "none"] = "batch"
@@ -73,24 +80,25 @@ class GeneratorConfig:
     bias: bool = True
     residual: bool = False
     merge: Sequence[int] = (-1,)
-    merge_limit: int = 8192
+    merge_limit: int = 1024
 
     def __post_init__(self) -> None:
         readers: dict[str, Callable[[str, Any], Any]] = {
-            "code_size": whole,
-            "hidden": _widths,
+            "code_size": _or_none(whole),
+            "hidden": _or_none(_widths),
             "extractor_hidden": wholes,
-            "rank": whole,
             "spread": partial(real, least=0),
             "gain": partial(real, least=0),
+            "pace": partial(real, least=0, above=True),
             "slope": real,
             "norm_eps": partial(real, least=0),
             "norm_momentum": partial(real, least=0, most=1),
             "bias": switch,
             "residual": switch,
+            "shared": switch,
             "merge": partial(wholes, least=None),
             "merge_limit": partial(whole, least=0),
-            "start": partial(choice, allowed=("mean_weights", "mean_code", "pretrained", "paper")),
+            "start": partial(choice, allowed=("mean_weights", "mean_code", "pretrained", "adapter", "paper")),
             "norm": partial(choice, allowed=("batch", "layer", "none")),
             "activation": partial(choice, allowed=("leaky_relu", "relu", "tanh", "gelu", "silu")),
         }
@@ -118,7 +126,16 @@ class GeneratorConfig:
             The configuration, with one list of widths for each bank of the MNIST target.
         """
         choice("target", target, ("mnist", "cifar_lenet", "cifar_resnet32"))
-        common = cls(start="paper", bias=False, norm_eps=1e-7, norm_momentum=0.02, merge_limit=1 << 20)
+        common = cls(
+            start="paper",
+            shared=False,
+            extractor="mlp",
+            bias=False,
+            norm_eps=1e-7,
+            norm_momentum=0.02,
+            merge=(-1,),
+            merge_limit=1 << 20,
+        )
         if target == "mnist":
             hidden = ((40, 40), (100, 100), (100, 100), (60, 60))
             return replace(common, code_size=15, hidden=hidden, extractor_hidden=(300, 300))
@@ -133,25 +150,56 @@ class GeneratorConfig:
 
     @classmethod
     def compact(cls) -> GeneratorConfig:
-        """A generator that is smaller than most targets: matrix extractor, narrow weight generators."""
-        return cls(start="mean_code", code_size=8, hidden=(32,), extractor="matrix", extractor_hidden=(64, 64))
+        """A generator that is smaller than its target: no mean weights, all is made from the filters' codes."""
+        return cls(start="mean_code", spread=0.3)
+
+    @classmethod
+    def adapter(cls, gain: float = 0.01) -> GeneratorConfig:
+        """Only a change of low rank is generated and trained; the target's own weights, frozen ones too, stay beneath it.
+
+        References:
+            | LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021)
+            | https://arxiv.org/abs/2106.09685
+        """
+        return cls(start="adapter", hidden=(), gain=gain, merge=())
+
+    @property
+    def codes(self) -> int:
+        """Numbers in a code, where they are known."""
+        assert self.code_size is not None
+        return self.code_size
+
+    def anchors(self, filters: int) -> bool:
+        """Whether weights of their own, trained or the target's, lie under what is generated for a bank."""
+        return self.start in ("mean_weights", "pretrained", "adapter") or (self.start == "mean_code" and filters == 1)
+
+    @property
+    def trunk(self) -> tuple[int, ...]:
+        """Widths of the hidden layers that all banks share."""
+        flat = tuple(width for width in self.hidden or () if isinstance(width, int))
+        return flat if self.shared else ()
 
     def least(self, latent_dim: int) -> int:
         """How many numbers the largest matrix between two layers of the built-in generator has at least."""
         named = self.extractor if isinstance(self.extractor, str) else self.extractor.get("name")
-        nested: list[Sequence[int]] = [entry for entry in self.hidden if not isinstance(entry, int)]
-        hidden = nested or [[width for width in self.hidden if isinstance(width, int)]]
-        chains = [[self.code_size, *widths] for widths in hidden]
+        given = self.hidden or ()
+        nested: list[Sequence[int]] = [entry for entry in given if not isinstance(entry, int)]
+        hidden = nested or [[width for width in given if isinstance(width, int)]]
+        code_size = self.code_size or 1
+        chains = [[code_size, *widths] for widths in hidden]
         if named in ("mlp", "matrix"):
             chains.append([latent_dim, *self.extractor_hidden])
         pairs = [one * other for chain in chains for one, other in itertools.pairwise(chain)]
-        return max([self.code_size, self.rank**2 if named == "matrix" else 1, *pairs])
+        return max([code_size, *pairs])
 
     def widths(self, bank: int, banks: int) -> tuple[int, ...]:
-        """Hidden widths of the weight generator of one bank, checked against the number of banks."""
-        nested = [tuple(entry) for entry in self.hidden if not isinstance(entry, int)]
+        """Widths of the hidden layers that are one bank's own, checked against the number of banks."""
+        if self.trunk:
+            return ()
+        given = self.hidden or ()
+        nested = [tuple(entry) for entry in given if not isinstance(entry, int)]
         if not nested:
-            return tuple(width for width in self.hidden if isinstance(width, int))
+            return tuple(width for width in given if isinstance(width, int))
         if len(nested) != banks:
             raise ValueError(f"`hidden` lists widths for {len(nested)} banks, the target has {banks}; give one list a bank")
         return nested[bank]
@@ -164,3 +212,7 @@ def _widths(name: str, value: Any) -> tuple[int, ...] | tuple[tuple[int, ...], .
             raise ValueError(f"{name} must be widths, or a list of widths for every bank, not both: {value!r}")
         return tuple(wholes(name, one) for one in value)
     return wholes(name, value)
+
+
+def _or_none(reader: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else reader(name, value)

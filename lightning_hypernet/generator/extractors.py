@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.generator.layers import Hidden, linear
+from lightning_hypernet.generator.sizes import sides
 
 
 class Extractor(nn.Module, ABC):
@@ -28,11 +30,11 @@ class Extractor(nn.Module, ABC):
     def __init__(self, latent_dim: int, filters: Sequence[int], config: GeneratorConfig) -> None:
         super().__init__()
         self.filters = list(filters)
-        self.code_size = config.code_size
+        self.code_size = config.codes
 
     @abstractmethod
-    def forward(self, latents: Latents) -> list[Tensor]:
-        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
+    def forward(self, latents: Latents) -> Tensor:
+        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other."""
 
 
 class MLPExtractor(Extractor):
@@ -41,19 +43,19 @@ class MLPExtractor(Extractor):
     def __init__(self, latent_dim: int, filters: Sequence[int], config: GeneratorConfig) -> None:
         super().__init__(latent_dim, filters, config)
         self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
-        self.head = linear(self.hidden.outputs, sum(filters) * config.code_size, config, activated=False)
+        self.head = linear(self.hidden.outputs, sum(filters) * config.codes, config, activated=False)
 
-    def forward(self, latents: Latents) -> list[Tensor]:
-        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
-        codes = self.head(self.hidden(latents.z)).reshape(len(latents), -1, self.code_size)
-        return list(codes.split(self.filters, dim=1))
+    def forward(self, latents: Latents) -> Tensor:
+        """Map S latents to codes, ``(S, filters, code_size)``."""
+        codes: Tensor = self.head(self.hidden(latents.z))
+        return codes.reshape(len(latents), -1, self.code_size)
 
 
 class MatrixExtractor(Extractor):
-    r"""Codes of low rank: :math:`C = U H(z) V` for every bank.
+    r"""Codes as a product of thin matrices: :math:`C = U Z V`.
 
-    U is ``(filters, rank)``, H(z) is ``(rank, rank)`` and comes from z, V is ``(rank, code_size)``. The mean codes of the
-    generator take the place of an additive B.
+    Z holds z, or what the hidden layers make of it, as a nearly square matrix; U is ``(filters, rows)`` and V ``(columns,
+    code_size)``, both trained. The mean codes of the generator take the place of an additive B.
 
     References:
         | Variational Hyper-Encoding Networks (Nguyen et al., 2021)
@@ -62,13 +64,15 @@ class MatrixExtractor(Extractor):
 
     def __init__(self, latent_dim: int, filters: Sequence[int], config: GeneratorConfig) -> None:
         super().__init__(latent_dim, filters, config)
-        rank = self.rank = config.rank
         self.hidden = Hidden(latent_dim, config.extractor_hidden, config)
-        self.head = linear(self.hidden.outputs, len(filters) * rank * rank, config, activated=False)
-        self.left = nn.ParameterList([torch.randn(count, rank) / math.sqrt(rank) for count in filters])
-        self.right = nn.ParameterList([torch.randn(rank, config.code_size) / math.sqrt(rank) for _ in filters])
+        self.rows, self.columns = sides(self.hidden.outputs)
+        self.left = nn.Parameter(torch.randn(sum(filters), self.rows) / math.sqrt(self.rows))
+        self.right = nn.Parameter(torch.randn(self.columns, self.code_size) / math.sqrt(self.columns))
 
-    def forward(self, latents: Latents) -> list[Tensor]:
-        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
-        inner = self.head(self.hidden(latents.z)).reshape(len(latents), -1, self.rank, self.rank)
-        return [left @ middle @ right for left, middle, right in zip(self.left, inner.unbind(1), self.right, strict=True)]
+    def forward(self, latents: Latents) -> Tensor:
+        """Map S latents to codes, ``(S, filters, code_size)``."""
+        flat = self.hidden(latents.z)
+        missing = self.rows * self.columns - flat.shape[1]
+        filled = F.pad(flat, (0, missing)) if missing else flat
+        middle = torch.mm(filled.reshape(-1, self.columns), self.right).view(-1, self.rows, self.code_size)
+        return torch.bmm(self.left.expand(len(flat), -1, -1), middle)

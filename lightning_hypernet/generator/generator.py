@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_hypernet.generator.conditioner import Conditioner
 from lightning_hypernet.generator.distribution import Setting, WeightDistribution
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.generator.layers import Norm, rows_of
+from lightning_hypernet.generator.layers import Hidden, Norm, rows_of
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.registry import made
 from lightning_hypernet.target.modes import evaluating
@@ -43,17 +43,19 @@ class Generator(WeightDistribution):
         if components > 1 and config.start == "paper":
             raise ValueError("the paper's start has no mean codes, so components must be 1; set start='mean_weights'")
         self.banks, self.components = banks, components
+        self._filters = [bank.filters for bank in banks]
         extractor, options = setting.extractors.chosen(config.extractor)
-        sizes = (setting.latent_dim, [bank.filters for bank in banks], config)
+        sizes = (setting.latent_dim, self._filters, config)
         self.extractor = made("extractor", config.extractor, extractor, *sizes, **options)
         self.spread = 1.0 if config.start == "paper" else config.spread
         self.mean_codes = (
-            None if config.start == "paper" else nn.Parameter(torch.randn(components, banks.filters, config.code_size))
+            None if config.start == "paper" else nn.Parameter(torch.randn(components, banks.filters, config.codes))
         )
         exact = torch.promote_types(next(iter(dtypes)), torch.float32)
         filters = banks.flatten({name: value.detach()[None].to(exact) for name, value in initial.items()})
+        self.hidden = Hidden(config.codes, config.trunk, config)
         self.weight_generators = nn.ModuleList(
-            WeightGenerator(bank, values, config.widths(index, len(banks)), components, config)
+            WeightGenerator(bank, values, self.hidden.outputs, config.widths(index, len(banks)), components, config)
             for index, (bank, values) in enumerate(zip(banks, filters, strict=True))
         )
         self.conditioner = Conditioner(setting.context_dim, banks) if setting.context_dim else None
@@ -70,9 +72,9 @@ class Generator(WeightDistribution):
         for norm in norms:
             norm.momentum = 1.0
         codes = self.codes(replace(first.to(next(self.parameters())), component=torch.arange(len(first)) % self.components))
-        for weight_generator, code in zip(self.weight_generators, codes, strict=True):
+        for weight_generator, code in zip(self.weight_generators, self._of_banks(codes), strict=True):
             assert isinstance(weight_generator, WeightGenerator)
-            weight_generator.hidden(code)
+            weight_generator.features(code)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -82,7 +84,7 @@ class Generator(WeightDistribution):
         with evaluating(self):
             for component in range(self.components):
                 codes = self.codes(replace(first, component=torch.full_like(first.component, component)))
-                for weight_generator, code, own in zip(self.weight_generators, codes, filters, strict=True):
+                for weight_generator, code, own in zip(self.weight_generators, self._of_banks(codes), filters, strict=True):
                     assert isinstance(weight_generator, WeightGenerator)
                     weight_generator.keep_mean(code, component, own[0])
 
@@ -90,15 +92,18 @@ class Generator(WeightDistribution):
     def _own_gradient(self) -> float:
         return float(self.components) if self.training else 1.0
 
-    def codes(self, latents: Latents) -> list[Tensor]:
-        """Map S latents to codes, one ``(S, filters, code_size)`` for every bank."""
-        codes: list[Tensor] = self.extractor(latents)
+    def codes(self, latents: Latents) -> Tensor:
+        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other."""
+        codes: Tensor = self.extractor(latents)
         if self.mean_codes is None:
             return codes
-        means = rows_of(self.mean_codes, latents.component, self._own_gradient).split(
-            [bank.filters for bank in self.banks], dim=1
-        )
-        return [mean + self.spread * code for mean, code in zip(means, codes, strict=True)]
+        return torch.add(rows_of(self.mean_codes, latents.component, self._own_gradient), codes, alpha=self.spread)
+
+    def _of_banks(self, codes: Tensor) -> Sequence[Tensor]:
+        """What the weight generator of every bank is given of the codes."""
+        features: Tensor = self.hidden(codes.reshape(-1, codes.shape[-1]))
+        parts: Sequence[Tensor] = features.view(len(codes), -1, features.shape[-1]).split(self._filters, dim=1)
+        return parts
 
     def of_banks(self) -> Sequence[nn.Module]:
         """The weight generator of every bank."""
@@ -113,10 +118,11 @@ class Generator(WeightDistribution):
         Returns:
             ``{name: (S, *shape)}`` for every generated parameter, in the generator's dtype also under autocast.
         """
-        pairs = zip(self.weight_generators, self.codes(latents), strict=True)
-        filters = [generate(code, latents.component, self._own_gradient) for generate, code in pairs]
+        pairs = zip(self.weight_generators, self._of_banks(self.codes(latents)), strict=True)
+        parts = [generate(code, latents.component, self._own_gradient) for generate, code in pairs]
         if self.conditioner is not None and latents.context is not None:
-            added = zip(filters, self.weight_generators, self.conditioner(latents.context), strict=True)
-            filters = [filter_ + generate.scale * more for filter_, generate, more in added]
+            for own, generate, more in zip(parts, self.weight_generators, self.conditioner(latents.context), strict=True):
+                for index, part in enumerate((generate.scale * more).split(generate.sizes, dim=-1)):
+                    own[index] = own[index] + part
         dtype = next(self.parameters()).dtype
-        return {name: value.to(dtype) for name, value in self.banks.assemble(filters).items()}
+        return {name: value.to(dtype) for name, value in self.banks.assemble(parts).items()}

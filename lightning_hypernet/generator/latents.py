@@ -53,6 +53,24 @@ class Latents:
         return Latents(self.z, self.component, context)
 
 
+def as_numbers(name: str, value: Any) -> Tensor:
+    """Numbers as a tensor.
+
+    Raises:
+        TypeError: If they are none.
+        ValueError: If one is NaN or infinite.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers, not {value!r}") from error
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers, not {tensor.dtype}")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} must be finite, and holds NaN or infinite numbers")
+    return tensor
+
+
 class Prior(nn.Module, ABC):
     """The distribution of latents.
 
@@ -100,14 +118,13 @@ class Prior(nn.Module, ABC):
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
         key = f"{self.seed}-{self.draws}-{rank}"
         self.draws += 1
-        with self._seeded(f"{key}-components"):
-            rounds = range(n // self.components + 1 if self.components > 1 else 0)
-            order = (
-                torch.cat([torch.randperm(self.components, device="cpu") for _ in rounds])[:n]
-                if rounds
-                else torch.zeros(n, dtype=torch.long, device="cpu")
-            )
-        chosen = (order if component is None else torch.full((n,), component, device="cpu")).to(self._device)
+        if component is None and self.components > 1:
+            with self._seeded(f"{key}-components"):
+                rounds = range(n // self.components + 1)
+                chosen = torch.cat([torch.randperm(self.components, device="cpu") for _ in rounds])[:n]
+        else:
+            chosen = torch.full((n,), component or 0, device="cpu")
+        chosen = chosen.to(self._device)
         with self._seeded(key):
             return Latents(self.sample(chosen), chosen)
 

@@ -30,22 +30,19 @@ def linear(inputs: int, outputs: int, config: GeneratorConfig, activated: bool) 
 
 
 class Norm(nn.Module):
-    """Batch norm over all axes but the last; with a single vector to normalise it uses its running statistics."""
+    """Batch norm; with a single vector to normalise it uses its running statistics."""
 
     def __init__(self, width: int, config: GeneratorConfig) -> None:
         super().__init__()
         self.inner = nn.BatchNorm1d(width, eps=config.norm_eps, momentum=config.norm_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis of ``(..., width)``."""
-        flat = x.reshape(-1, x.shape[-1])
-        if self.training and len(flat) > 1:
-            normal: Tensor = self.inner(flat)
-            return normal.reshape(x.shape)
+        """Normalise the columns of ``(vectors, width)``."""
         norm = self.inner
-        return F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps).reshape(
-            x.shape
-        )
+        if self.training and len(x) > 1:
+            normal: Tensor = norm(x)
+            return normal
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 class Hidden(nn.Module):
@@ -66,7 +63,7 @@ class Hidden(nn.Module):
         self.activation = activation(config.slope) if activation is nn.LeakyReLU else activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., inputs)`` to ``(..., outputs)``."""
+        """Map ``(vectors, inputs)`` to ``(vectors, outputs)``."""
         for layer, norm in zip(self.linears, self.norms, strict=True):
             y = norm(self.activation(layer(x)))
             x = x + y if self.residual and x.shape == y.shape else y
@@ -74,8 +71,18 @@ class Hidden(nn.Module):
 
 
 def rows_of(parameter: Tensor, components: Tensor, own_gradient: float) -> Tensor:
-    """What the components have of their own, ``(S, ...)`` from ``(components, ...)``, with its gradient multiplied."""
+    """What the components have of their own, ``(S, ...)`` from ``(components, ...)``, with its gradient multiplied.
+
+    Of one component ``(1, ...)``: nothing is gathered.
+    """
+    if len(parameter) == 1:
+        return parameter
     rows = parameter[components]
     if own_gradient != 1 and rows.requires_grad:
         rows.register_hook(lambda gradient: own_gradient * gradient)
     return rows
+
+
+def added(fresh: Tensor, other: Tensor) -> Tensor:
+    """The sum, in place of a tensor that nobody else has; of another type, as under autocast, anew and in the finer one."""
+    return fresh.add_(other) if fresh.dtype == other.dtype else fresh + other

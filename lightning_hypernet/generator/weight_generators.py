@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.generator.config import GeneratorConfig
-from lightning_hypernet.generator.layers import Hidden, linear, rows_of
+from lightning_hypernet.generator.layers import Hidden, added, linear, rows_of
 from lightning_hypernet.target.filters import FilterBank
 
 _CONSTANT_SCALE = 0.02
+_SMALL = 1 << 16
+"""Numbers that are generated at once; of more, every slot by itself, where it lies."""
 
 
 class WeightGenerator(nn.Module):
@@ -24,12 +27,14 @@ class WeightGenerator(nn.Module):
     c and s are the mean and the deviation of the target's own values, constants per number of a filter, so that a sampled
     network starts with the statistics of a fresh target. The trained mean weights m of component k exist for banks of one
     filter, and for all banks that start from mean or pretrained weights. They are in the target's own units: an optimizer moves
-    and decays them as it does the plain target, and with g = 0 they are all there is.
+    and decays them as it does the plain target, and with g = 0 they are all there is. Of an adapter they are the target's own,
+    a buffer, and g = 1.
 
     Args:
         bank: The bank.
         initial: The target's own values, ``(1, filters, filter_size)``.
-        widths: Widths of the hidden layers.
+        inputs: Numbers that it is given of a filter: its code, or what the shared hidden layers made of it.
+        widths: Widths of its own hidden layers.
         components: Number of components of the prior.
         config: Everything else.
     """
@@ -38,61 +43,85 @@ class WeightGenerator(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, bank: FilterBank, initial: Tensor, widths: Sequence[int], components: int, config: GeneratorConfig
+        self, bank: FilterBank, initial: Tensor, inputs: int, widths: Sequence[int], components: int, config: GeneratorConfig
     ) -> None:
         super().__init__()
-        self.hidden = Hidden(config.code_size, widths, config)
-        self.head = linear(self.hidden.outputs, bank.filter_size, config, activated=False)
-        anchored = config.start in ("mean_weights", "pretrained") or (config.start == "mean_code" and bank.filters == 1)
+        self.hidden = Hidden(inputs, widths, config)
+        anchored = config.anchors(bank.filters)
+        bare = replace(config, bias=False) if anchored else config  # weights beneath have a bias in them
+        self.head = linear(self.hidden.outputs, bank.filter_size, bare, activated=False)
         center, scale = _statistics(bank, initial, 0.0 if anchored else _CONSTANT_SCALE)
         if config.start == "paper":
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
         self.gain = config.gain if anchored else 1.0
-        self.means: nn.Parameter | None = None
-        if anchored:
+        self.filters, self.sizes = bank.filters, [slot.size for slot in bank.slots]
+        self.means: Tensor | None
+        if config.start == "adapter":
+            self.gain = 1.0  # what is trained acts at full size, and starts small
+            with torch.no_grad():
+                self.head.weight *= config.gain
+            self.register_buffer("means", initial.clone())
+        elif anchored:
+            with torch.no_grad():
+                self.head.weight /= config.pace
+            self.gain *= config.pace
             means = initial.repeat(components, 1, 1)
             if config.start != "pretrained":
-                rest = math.sqrt(max(0.0, 1 - self.gain**2))  # what is generated brings the other part of the variance
+                rest = math.sqrt(max(0.0, 1 - config.gain**2))  # what is generated brings the other part of the variance
                 means += (rest - 1) * (means - center)
                 if not bank.bare:
                     std = ((initial - center) / scale).std(correction=0)
                     means[1:] = center + rest * scale * std * torch.randn_like(means[1:])
             self.means = nn.Parameter(means)
+        else:
+            self.means = None
 
     @torch.no_grad()
     def keep_mean(self, codes: Tensor, component: int, mean: Tensor) -> None:
         """Move the mean weights of a component so that the mean over codes is another.
 
         Args:
-            codes: ``(S, filters, code_size)``.
+            codes: ``(S, filters, inputs)``.
             component: The component.
             mean: ``(filters, filter_size)``.
         """
         assert self.means is not None
-        raw = F.linear(self.hidden(codes).mean(0), self.head.weight, self.head.bias)
+        features = self.features(codes).view(*codes.shape[:2], -1)
+        raw = F.linear(features.mean(0), self.head.weight)
         self.means[component] = mean - self.gain * self.scale * raw
 
-    def forward(self, codes: Tensor, components: Tensor, own_gradient: float = 1.0) -> Tensor:
-        """Generate filters.
+    def features(self, codes: Tensor) -> Tensor:
+        """What the last layer is given of codes ``(S, filters, inputs)``: ``(S * filters, width)``."""
+        features: Tensor = self.hidden(codes.flatten(0, 1))
+        return features
+
+    def forward(self, codes: Tensor, components: Tensor, own_gradient: float = 1.0) -> list[Tensor]:
+        """Generate filters, every slot of the bank by itself, as parameters lie in memory.
 
         Args:
-            codes: ``(S, filters, code_size)``.
+            codes: ``(S, filters, inputs)``.
             components: ``(S,)``, whose mean weights each sample takes.
             own_gradient: What the gradient of the mean weights is multiplied by.
 
         Returns:
-            ``(S, filters, filter_size)``.
+            For every slot ``(S, filters, size)``.
         """
         scale = self.scale * self.gain
-        shift = None if self.head.bias is None else scale * self.head.bias
+        features = self.features(codes).view(*codes.shape[:2], -1)
+        whole = self.head.weight * scale[:, None]
+        if self.means is not None and len(codes) * self.filters * len(scale) <= _SMALL:
+            filters = added(F.linear(features, whole), rows_of(self.means, components, own_gradient))
+            return list(filters.split(self.sizes, dim=-1))
+        weights = whole.split(self.sizes)
         if self.means is None:
-            return F.linear(
-                self.hidden(codes), self.head.weight * scale[:, None], self.center if shift is None else self.center + shift
-            )
-        filters = F.linear(self.hidden(codes), self.head.weight * scale[:, None], shift)
-        return filters + rows_of(self.means, components, own_gradient)
+            shift = self.center if self.head.bias is None else self.center + scale * self.head.bias
+            pairs = zip(weights, shift.split(self.sizes), strict=True)
+            return [F.linear(features, weight, bias) for weight, bias in pairs]
+        beneath = rows_of(self.means, components, own_gradient).split(self.sizes, dim=-1)
+        pairs = zip(weights, beneath, strict=True)
+        return [added(F.linear(features, weight), own) for weight, own in pairs]
 
 
 def _statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:

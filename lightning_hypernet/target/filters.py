@@ -63,9 +63,10 @@ class Slot:
     def scatter(self, filters: Tensor) -> Tensor:
         """Turn ``(S, filters, size)`` into the block ``(S, *shape)``; the inverse of `gather`."""
         order = self._order
-        permuted = filters.reshape(-1, *(self.view[axis] for axis in order))
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return permuted.permute(0, *(axis + 1 for axis in inverse)).reshape(-1, *self.shape)
+        if list(order) != sorted(order):
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            filters = filters.reshape(-1, *(self.view[axis] for axis in order)).permute(0, *(axis + 1 for axis in inverse))
+        return filters.reshape(-1, *self.shape)
 
 
 Rule = Callable[[nn.Module], Iterable[Sequence[Slot]]]
@@ -181,19 +182,18 @@ class FilterBanks:
         """Read every bank out of ``{name: (S, *shape)}``; a list of ``(S, filters, filter_size)``."""
         return [bank.flatten(weights) for bank in self]
 
-    def assemble(self, filters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Fill the parameters; the exact inverse of `flatten`.
+    def assemble(self, parts: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Fill the parameters; the inverse of `flatten`.
 
         Args:
-            filters: For every bank its ``(S, filters, filter_size)``.
+            parts: For every slot of every bank ``(S, filters, size)``.
 
         Returns:
             ``{name: (S, *shape)}`` for every generated parameter, tied ones once, contiguous, as plain weights are.
         """
         blocks: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
-        for bank, values in zip(self, filters, strict=True):
-            parts = values.split([slot.size for slot in bank.slots], dim=-1)
-            for slot, part in zip(bank.slots, parts, strict=True):
+        for bank, own in zip(self, parts, strict=True):
+            for slot, part in zip(bank.slots, own, strict=True):
                 blocks[slot.parameter].append((slot.start, slot.scatter(part)))
         return {name: _join(parts) for name, parts in blocks.items()}
 
@@ -209,8 +209,9 @@ def find_filters(
     generate: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     merge: Sequence[int] = (-1,),
-    merge_limit: int = 8192,
+    merge_limit: int = 1024,
     structure: Structure | None = None,
+    frozen: bool = False,
 ) -> FilterBanks:
     """Give every parameter of a target its place.
 
@@ -228,6 +229,7 @@ def find_filters(
             last one; that is the layer the output comes from, where the graph shows it.
         merge_limit: Layers with more weights than this are never merged.
         structure: What the graph shows.
+        frozen: Whether parameters that need no gradient are generated too.
 
     Returns:
         The banks; what is frozen, excluded or not a floating-point tensor is listed as ordinary.
@@ -243,7 +245,7 @@ def find_filters(
     aliases = {group[0]: tuple(group) for group in names.values()}
     _check(target, parameters, aliases, (*generate, *exclude))
 
-    reasons = {name: _left_alone(parameter, aliases[name], generate, exclude) for name, parameter in parameters.items()}
+    reasons = {name: _left_alone(one, aliases[name], generate, exclude, frozen) for name, one in parameters.items()}
     ordinary = {name: reason for name, reason in reasons.items() if reason}
     canonical = {name: first for first, group in aliases.items() for name in group if first not in ordinary}
     banks = _read(target, rules, canonical, parameters)
@@ -271,10 +273,7 @@ def find_filters(
 
 
 def _check(
-    target: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    aliases: Mapping[str, tuple[str, ...]],
-    patterns: Sequence[str],
+    target: nn.Module, parameters: Mapping[str, nn.Parameter], aliases: Mapping[str, tuple[str, ...]], patterns: Sequence[str]
 ) -> None:
     if not parameters:
         raise ValueError(f"{type(target).__name__} has no parameters, so there is nothing to generate; wrap another module")
@@ -294,7 +293,9 @@ def _check(
         raise ValueError("; ".join(problems))
 
 
-def _left_alone(parameter: nn.Parameter, names: Sequence[str], generate: Sequence[str], exclude: Sequence[str]) -> str | None:
+def _left_alone(
+    parameter: nn.Parameter, names: Sequence[str], generate: Sequence[str], exclude: Sequence[str], frozen: bool
+) -> str | None:
     def matches(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
@@ -302,11 +303,9 @@ def _left_alone(parameter: nn.Parameter, names: Sequence[str], generate: Sequenc
         return "not chosen by the patterns"
     if not parameter.dtype.is_floating_point:
         return f"dtype {parameter.dtype}"
-    if not parameter.requires_grad:
+    if not (parameter.requires_grad or frozen):
         return "frozen"
-    if not parameter.numel():
-        return "empty"
-    return None
+    return None if parameter.numel() else "empty"
 
 
 def _read(

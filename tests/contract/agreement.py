@@ -23,7 +23,7 @@ from lightning_hypernet.target.backends import Vmap
 from tests.contract.by_hand import joined, modes_of_a_pass, passed, run, scalar, stacked_by_hand
 from tests.contract.pictures import equal, kinds, leaves, picture, same
 
-SMALL = {"preset": "compact", "hidden": (4,), "extractor_hidden": (4,), "code_size": 2, "rank": 2}
+SMALL = {"preset": "compact", "hidden": (4,), "extractor_hidden": (4,), "code_size": 2}
 NETWORKS = 3
 EXACT, CLOSE = 1e-10, 1e-7
 TINY = 1e-14

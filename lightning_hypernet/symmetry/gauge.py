@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.symmetry.graph import SymmetryError
 from lightning_hypernet.symmetry.order import Block
-from lightning_hypernet.symmetry.scale import ChannelGroups, Level
+from lightning_hypernet.symmetry.scale import ChannelGroups, Level, picked
 
 
 class Gauge(ABC):
@@ -125,7 +125,7 @@ class _Recipe:
             squared = _Squares.apply(weight, part.alone) if part.alone else weight.to(found.dtype).square()
             if part.read is not None:
                 known = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
-                squared = squared * known[:, part.read].square()
+                squared = squared * picked(known, part.read).square()
             summed = squared.sum(part.axes) if part.axes else squared
             squares = squares.index_add(1, part.flat, summed.reshape(len(weight), -1))
         ratio = squares[:, : self.count] / self.whole

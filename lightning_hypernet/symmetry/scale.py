@@ -85,8 +85,8 @@ class ChannelGroups:
         )
 
     @cached_property
-    def _places(self) -> dict[tuple[str, torch.device], tuple[Tensor, Tensor]]:
-        """Producers and consumers of every parameter, on the devices that asked for them."""
+    def _places(self) -> dict[tuple[str, torch.device], list[Tensor | None]]:
+        """Producers and consumers of every parameter, on the devices that asked for them; None where there are none."""
         return {}
 
     def transform(self, weights: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
@@ -106,11 +106,17 @@ class ChannelGroups:
                 continue
             places = self._places.get((name, factors.device))
             if places is None:
-                pair = written.to(factors.device), self.consumers[name].to(factors.device)
-                places = self._places[name, factors.device] = pair
-            ratio = padded[:, places[0]] / padded[:, places[1]]
-            scaled[name] = scaled[name] * ratio.to(scaled[name].dtype)
+                some = [ids if bool((ids < self.count).any()) else None for ids in (written, self.consumers[name])]
+                places = self._places[name, factors.device] = [ids if ids is None else ids.to(factors.device) for ids in some]
+            for ids, change in zip(places, (torch.mul, torch.div), strict=True):
+                if ids is not None:
+                    scaled[name] = change(scaled[name], picked(padded, ids).to(scaled[name].dtype))
         return scaled
+
+
+def picked(factors: Tensor, ids: Tensor) -> Tensor:
+    """The factors, ``(S, n)``, of ids: ``(S, *shape of the ids)``."""
+    return factors.index_select(1, ids.reshape(-1)).reshape(len(factors), *ids.shape)
 
 
 def read_groups(graph: Graph, generated: Sequence[str]) -> ChannelGroups:

@@ -108,9 +108,9 @@ class ChannelGroups:
             if places is None:
                 some = [ids if bool((ids < self.count).any()) else None for ids in (written, self.consumers[name])]
                 places = self._places[name, factors.device] = [ids if ids is None else ids.to(factors.device) for ids in some]
-            for ids, change in zip(places, (torch.mul, torch.div), strict=True):
+            for ids, own in zip(places, (padded, 1 / padded), strict=True):
                 if ids is not None:
-                    scaled[name] = change(scaled[name], picked(padded, ids).to(scaled[name].dtype))
+                    scaled[name] = scaled[name] * picked(own, ids).to(scaled[name].dtype)
         return scaled
 
 

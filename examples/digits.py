@@ -29,7 +29,7 @@ from lightning_hypernet.metrics import Disagreement
 
 CLASSES = 10
 GENERATOR = {  # much larger than the default one, and without mean weights, which is better on so few images
-    "start": "mean_code", "spread": 0.3, "code_size": 16, "hidden": (200, 200), "shared": False, "extractor": "mlp",
+    "start": "mean_code", "spread": 0.3, "code_size": 16, "hidden": (200, 200), "extractor": "mlp",
     "extractor_hidden": (128, 128),
 }  # fmt: skip
 BATCH = 128

@@ -19,8 +19,8 @@ class GeneratorConfig:
         code_size: Numbers in the code of a filter; None: what the target's size allows, see `sizes.sized`.
         hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank; None: what
             the target's size allows.
-        shared: Whether the filters of all banks go through the same hidden layers, and only the last layer is each bank's own.
-            Where every bank has widths of its own, none are shared.
+        shared: Whether the filters of all banks go through the same hidden layers, and only the last layer is each bank's own;
+            where `hidden` lists widths for every bank, none are shared.
         extractor: Name of the extractor, or a mapping with its ``name`` and options: ``"matrix"``, which writes the codes of a
             bank as a product of thin matrices around z; ``"mlp"``, the paper's, whose last layer holds filters x code size x
             width numbers; or one of a plug-in.
@@ -65,7 +65,7 @@ class GeneratorConfig:
 
     code_size: int | None = None
     hidden: Sequence[int] | Sequence[Sequence[int]] | None = None
-    shared: bool = True
+    shared: bool = False
     extractor: str | Mapping[str, Any] = "matrix"
     extractor_hidden: Sequence[int] = ()
     start: Literal["mean_weights", "mean_code", "pretrained", "adapter", "paper"] = "mean_weights"
@@ -151,7 +151,7 @@ class GeneratorConfig:
     @classmethod
     def compact(cls) -> GeneratorConfig:
         """A generator that is smaller than its target: no mean weights, all is made from the filters' codes."""
-        return cls(start="mean_code", spread=0.3)
+        return cls(start="mean_code", spread=0.3, shared=True)
 
     @classmethod
     def adapter(cls, gain: float = 0.01) -> GeneratorConfig:

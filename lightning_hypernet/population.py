@@ -130,7 +130,7 @@ class Population:
     @cached_property
     def vectors(self) -> Tensor:
         """All weights of every network, as they are: ``(S, weights)``."""
-        return torch.cat([value.flatten(1) for value in self.weights.values()], dim=1)
+        return torch.cat([value.reshape(len(value), -1) for value in self.weights.values()], dim=1)
 
     @cached_property
     def gauged(self) -> Tensor:
@@ -140,7 +140,7 @@ class Population:
     def gauged_parts(self, names: Sequence[str]) -> list[Tensor]:
         """Some parameters of every network in their gauge-fixed form, each ``(S, numbers)``."""
         gauged = self.gauge(self.weights, names)
-        return [gauged[name].flatten(1) for name in names]
+        return [gauged[name].reshape(len(gauged[name]), -1) for name in names]
 
     @cached_property
     def outputs(self) -> Tensor:

@@ -95,6 +95,10 @@ class Generator(WeightDistribution):
     def codes(self, latents: Latents) -> Tensor:
         """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other."""
         codes: Tensor = self.extractor(latents)
+        if codes.shape != (wanted := (len(latents), self.banks.filters, codes.shape[-1])):
+            raise ValueError(
+                f"{type(self.extractor).__name__} must give codes {wanted}, one for every filter, not {tuple(codes.shape)}"
+            )
         if self.mean_codes is None:
             return codes
         return torch.add(rows_of(self.mean_codes, latents.component, self._own_gradient), codes, alpha=self.spread)

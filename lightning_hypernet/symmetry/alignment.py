@@ -55,7 +55,7 @@ def align(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], blocks
 def _likeness(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], block: Block) -> Tensor:
     """Inner product of all that a block touches: ``(S,)``."""
     names = {axis.parameter for axis in block.axes}
-    return torch.stack([(weights[name] * reference[name]).flatten(1).sum(1) for name in names]).sum(0)
+    return torch.stack([(weights[name] * reference[name]).reshape(len(weights[name]), -1).sum(1) for name in names]).sum(0)
 
 
 def symmetry_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], gauge: Gauge, blocks: Sequence[Block]) -> Tensor:
@@ -85,4 +85,4 @@ def symmetry_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], ga
 
 def _squares(weights: Mapping[str, Tensor]) -> Tensor:
     """Sum of squares of all weights of each network: ``(S,)``."""
-    return torch.stack([value.flatten(1).square().sum(1) for value in weights.values()]).sum(0)
+    return torch.stack([value.reshape(len(value), -1).square().sum(1) for value in weights.values()]).sum(0)

@@ -206,7 +206,8 @@ class ScaleGauge(Gauge):
         found = some.new_ones(len(some), 0, dtype=torch.promote_types(some.dtype, torch.float32))
         key = (found.device, found.dtype)
         if key not in self._recipes:
-            self._recipes[key] = self._written(weights, found)
+            with torch.inference_mode(False):  # they are kept for training
+                self._recipes[key] = self._written(weights, found)
         for recipe, chosen in zip(self._recipes[key], wanted, strict=True):
             own = recipe.factors(weights, found) if chosen else found.new_ones(len(found), recipe.count)
             found = torch.cat([found, own], dim=1)

@@ -107,7 +107,9 @@ class ChannelGroups:
             places = self._places.get((name, factors.device))
             if places is None:
                 some = [ids if bool((ids < self.count).any()) else None for ids in (written, self.consumers[name])]
-                places = self._places[name, factors.device] = [ids if ids is None else ids.to(factors.device) for ids in some]
+                with torch.inference_mode(False):  # they are kept for training
+                    places = [ids if ids is None else ids.to(factors.device) for ids in some]
+                self._places[name, factors.device] = places
             for ids, own in zip(places, (padded, 1 / padded), strict=True):
                 if ids is not None:
                     scaled[name] = scaled[name] * picked(own, ids).to(scaled[name].dtype)

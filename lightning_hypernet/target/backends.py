@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.batched import chain_of, run_chain
-from lightning_hypernet.target.blocked import blocks_of, channels_last, has_images, may_block, put_together
+from lightning_hypernet.target.blocked import blocks_of, channels_first, channels_last, has_images, may_block, put_together
 from lightning_hypernet.target.networks import Networks, call
 from lightning_hypernet.target.replicas import Replicas
 from lightning_hypernet.target.state import State
@@ -83,7 +83,7 @@ class Vmap(Backend):
 
     def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
         """Whether nothing was seen of the target that vmap would compute wrongly."""
-        return self.takes(arguments) and replicas.habits.batchable
+        return self.takes(arguments) and replicas.habits.batchable and not is_cast()
 
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
@@ -96,6 +96,8 @@ class Vmap(Backend):
         replicas, habits = networks.replicas, networks.replicas.habits
         if habits.keeps_state:
             raise RuntimeError("it keeps state of its own from one call to the next")
+        if is_cast():
+            raise RuntimeError("torch's vmap leaves autocast out")
         count = arguments.parts or len(networks)
         weights = {name: habits.weight(value[:count]) for name, value in networks.weights.items()}
         leaves = [habits.input(leaf) for leaf in arguments.stacked()]
@@ -188,10 +190,12 @@ class Blocked(Backend):
         Raises:
             RuntimeError: If there are blocks, and the outputs do not follow the batch.
         """
-        habits, loop = networks.replicas.habits, Loop()
+        habits, replicas = networks.replicas.habits, networks.replicas
+        whole = habits.keeps_state or bool(habits.seen.get(replicas.run_of(method)))  # state or buffers count the calls
+        change = channels_first if has_images(arguments) else lambda leaf: leaf
         arguments = arguments.changed(channels_last)
-        if habits.watch is not None or habits.keeps_state or not may_block(networks.replicas.template, arguments):
-            return loop.run(networks, arguments, method)
+        if habits.watch is not None or whole or not may_block(replicas.template, arguments):
+            return [tree_map(change, one) for one in Loop().run(networks, arguments, method)]
         blocks = blocks_of(arguments)
         outputs: list[list[Any]] = [[] for _ in range(len(networks))]
         for index, found in enumerate(outputs):
@@ -199,7 +203,12 @@ class Blocked(Backend):
             for block in blocks:
                 args, kwargs = block.of(index, habits.input)
                 found.append(networks.call(index, method, args, kwargs))
-        return [put_together(found, blocks) for found in outputs]
+        return [tree_map(change, put_together(found, blocks)) for found in outputs]
+
+
+def is_cast() -> bool:
+    """Whether operations run in other types than their inputs have, as under `torch.autocast`."""
+    return any(torch.is_autocast_enabled(one) for one in ("cpu", "cuda"))
 
 
 def _has_backward_hooks(target: nn.Module) -> bool:

@@ -29,10 +29,9 @@ def _linear(layer: nn.Linear, x: Tensor, own: Mapping[str, Tensor]) -> Tensor:
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor, own: Mapping[str, Tensor]) -> Tensor:
     y = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    for name, value in own.items():
-        aligned = value.reshape(len(value), *[1] * (x.ndim - value.ndim), *layer.normalized_shape)
-        y = y * aligned if name == "weight" else y + aligned
-    return y
+    aligned = {name: one.reshape(len(one), *[1] * (x.ndim - one.ndim), *layer.normalized_shape) for name, one in own.items()}
+    y = y * aligned["weight"] if "weight" in aligned else y
+    return y + aligned["bias"] if "bias" in aligned else y
 
 
 def _flatten(layer: nn.Flatten, x: Tensor, own: Mapping[str, Tensor]) -> Tensor:
@@ -79,6 +78,8 @@ def chain_of(replicas: Replicas, method: str = "forward") -> list[tuple[nn.Modul
             raise RuntimeError(
                 f"{path or 'the target'} is a {type(module).__name__}, which is not run for several networks at once"
             )
+        elif any(getattr(module, key, None) is not None and key not in module._parameters for key in ("weight", "bias")):
+            raise RuntimeError(f"a weight or bias of {path or 'the target'} is no parameter")
         else:
             places = {key: (id(module), "_parameters", key) for key in module._parameters}
             unread.difference_update(places.values())

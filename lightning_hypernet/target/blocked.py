@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_hypernet.target.arguments import Arguments
@@ -19,22 +20,28 @@ def may_block(template: nn.Module, arguments: Arguments) -> bool:
     """Whether a batch may be run block by block: it is long, nothing trains, and no hook counts the calls."""
     if torch.is_grad_enabled() or arguments.parts or arguments.batch < 2 * BLOCK or {*arguments.axes} - {0, None}:
         return False
-    return not any(
-        module.training or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        for module in template.modules()
-    )
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        return False
+    return not any(one.training or one._forward_hooks or one._forward_pre_hooks for one in template.modules())
 
 
 def has_images(arguments: Arguments) -> bool:
     """Whether an input may have its channels last."""
-    return any(leaf.ndim == 4 and leaf.is_floating_point() for leaf in arguments.tensors)
+    return any(_is_images(leaf) and leaf.is_contiguous() for leaf in arguments.tensors)
 
 
 def channels_last(leaf: Any) -> Any:
     """An input with its channels last in memory, if it is a batch of images; the same numbers."""
-    if not isinstance(leaf, Tensor) or leaf.ndim != 4 or not leaf.is_floating_point():
-        return leaf
-    return leaf.to(memory_format=torch.channels_last)
+    return leaf.to(memory_format=torch.channels_last) if _is_images(leaf) else leaf
+
+
+def channels_first(leaf: Any) -> Any:
+    """An output as it comes of inputs with their channels first."""
+    return leaf.contiguous() if _is_images(leaf) else leaf
+
+
+def _is_images(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.is_floating_point()
 
 
 def blocks_of(arguments: Arguments) -> list[Arguments]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_hypernet.target.arguments import Arguments
-from lightning_hypernet.target.backends import BACKENDS
+from lightning_hypernet.target.backends import BACKENDS, is_cast
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.trial import Trial
 
@@ -80,7 +80,9 @@ def signature_of(networks: Networks, arguments: Arguments, method: str) -> str:
     mode = "train" if template.training else "eval"
     graph = "gradients" if torch.is_grad_enabled() else "no gradients"
     count = arguments.parts or len(networks)
-    graph += "" if arguments.even else ", uneven"
+    graph += ("" if arguments.even else ", uneven") + (", autocast" if is_cast() else "")
+    if len(arguments.leaves) > 1 or {*arguments.axes} - {0, None}:
+        method += f" {arguments.kinds()} {arguments.axes}"
     return f"{method}, {mode}, {graph}, {count} networks, inputs {' '.join(shapes)}, {weights.dtype}, {weights.device.type}"
 
 

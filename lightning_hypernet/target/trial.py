@@ -117,13 +117,13 @@ class Trial:
                 torch.autograd.grad(leaves, list(weights.values()), ones, allow_unused=True)
             self._wait()
             seconds = time.perf_counter() - start
-        if not self._backward:
+        if name in ("loop", "blocked"):
             self._seen[name] = [leaf.detach() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
         return seconds
 
     def agrees(self, name: str) -> bool:
-        """Whether blocks gave what the loop gave, where both ran without gradients; of the rest that is known."""
-        if name != "blocked" or self._backward:
+        """Whether blocks gave what the loop gave; of the other backends that is known."""
+        if name != "blocked":
             return True
         pairs = list(zip(self._seen["loop"], self._seen[name], strict=False))
         return len(self._seen["loop"]) == len(self._seen[name]) and all(_alike(one, other) for one, other in pairs)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hypernet import GeneratorConfig, Hypernet, Latents
+from lightning_hypernet import Extractor, GeneratorConfig, Hypernet, Latents, hookimpl
 from lightning_hypernet.generator.layers import ACTIVATIONS
 
 
@@ -245,3 +245,21 @@ def test_paper_presets_are_named():
         Hypernet(nn.Linear(3, 2), components=2, generator=GeneratorConfig.paper("mnist"))
     with pytest.raises(ValueError, match="convert the target to one"):
         Hypernet(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()))
+
+
+def test_an_extractor_gives_a_code_for_every_filter_of_every_network():
+    class One(Extractor):
+        def __init__(self, latent_dim, filters, config):
+            super().__init__(latent_dim, filters, config)
+            self.code = nn.Parameter(torch.zeros(1, sum(filters), config.code_size))
+
+        def forward(self, latents):
+            return self.code
+
+    class Brings:
+        @hookimpl
+        def hypernet_register_extractors(self, register):
+            register("one", One)
+
+    with pytest.raises(ValueError, match="One must give codes .*, one for every filter, not"):
+        Hypernet(nn.Linear(4, 2), generator={"extractor": "one"}, plugins=[Brings()])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_hypernet import Hypernet
+from lightning_hypernet.diversity import Entropy
 from lightning_hypernet.symmetry import order, scale
 from lightning_hypernet.symmetry.gauge import ComposedGauge, PermutationGauge, ScaleGauge, permutation_gauge, scale_gauge
 from lightning_hypernet.symmetry.graph import SymmetryError, export
@@ -322,3 +324,29 @@ def test_groups_that_are_left_out_are_pinned_and_the_others_hold(name):
     one, other, before = gauge(weights), gauge(scaled), run(module, weights, (x,))
     assert max(relative(run(module, same, (x,)), before) for same in (scaled, one)) < 1e-9
     assert max(relative(other[key], one[key]) for key in one) < 1e-9
+
+
+def test_a_gauge_that_was_first_used_in_inference_trains():
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    hypernet = Hypernet(target, example_inputs=torch.randn(4, 8), samples=4).eval()
+    with torch.inference_mode():
+        hypernet.sample(3).distance()
+    hypernet.train()
+    (hypernet(torch.randn(8, 8)).sum() + Entropy()(hypernet.population)).backward()
+    assert all(one.grad is not None for one in hypernet.generator.parameters())
+
+
+def test_a_scalar_parameter_is_a_coordinate():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.layer = nn.Parameter(torch.tensor(1.5)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    hypernet = Hypernet(Scaled(), samples=4, execution="loop").train()
+    hypernet(torch.randn(8, 4))
+    assert hypernet.population.gauged.shape == hypernet.population.vectors.shape == (4, 11)
+    Entropy()(hypernet.population).backward()

@@ -80,7 +80,9 @@ def test_a_chain_gives_the_numbers_of_the_loop(chain, each):
 
 def test_what_is_not_generated_is_shared():
     target = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2))
-    for exclude in (["0.weight"], ["1.*"], ["3.*", "0.bias"]):
+    nn.init.normal_(target[1].weight)
+    nn.init.normal_(target[1].bias)
+    for exclude in (["0.weight"], ["1.*"], ["3.*", "0.bias"], ["1.bias"], ["1.weight"]):
         loop, batched = twins(target, exclude=exclude)
         agree(loop.train(), batched.train(), torch.randn(6, 4).double())
 
@@ -126,9 +128,17 @@ class Subclass(nn.Linear):
         return super().forward(x).cumsum(0)
 
 
+def with_buffer():
+    layer = nn.Linear(4, 4)
+    del layer.bias
+    layer.register_buffer("bias", torch.randn(4))
+    return nn.Sequential(layer, nn.Linear(4, 2))
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        with_buffer,
         lambda: Mixing(nn.Linear(4, 2)),
         hooked,
         lambda: nn.Sequential(Subclass(4, 2)),

@@ -100,12 +100,83 @@ class Clock:
     """Blocks, which come last, take the least time."""
 
     def __init__(self):
-        self.now = self.step = 0.0
+        self.now, self.step = 0.0, 1.0
 
     def perf_counter(self):
-        self.step = self.step * 0.5 + 1e-6
+        self.step /= 2
         self.now += self.step
         return self.now
+
+
+class AtWill(OverTheBatch):
+    def forward(self, x, off=False):
+        return super().forward(x) if off else self.layer(x)
+
+
+def test_another_kind_of_call_is_measured_anew(monkeypatch):
+    monkeypatch.setattr("lightning_hypernet.target.trial.time", Clock())
+    torch.manual_seed(0)
+    hypernet, x = Hypernet(AtWill(), members=2).eval(), torch.randn(LONG, 4)
+    with torch.no_grad():
+        population = hypernet.sample(2)
+        networks = hypernet.materialize(population)
+        for off in (False, True):
+            found = hypernet.run(population, x, off=off)
+            assert torch.allclose(found, torch.stack([one(x, off=off) for one in networks]), atol=1e-5)
+    backends = [made["backend"] for made in hypernet.executor.choices.made.values()]
+    assert backends[0] == "blocked" != backends[1]
+
+
+class Counting(OverTheBatch):
+    """Counts its calls, in evaluation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x)
+
+
+def test_what_counts_its_calls_is_not_cut():
+    hypernet = Hypernet(Counting(), members=2, execution="blocked").eval()
+    with torch.no_grad():
+        population = hypernet.sample(2)
+        for _ in range(3):
+            hypernet.run(population, torch.randn(LONG, 4))
+    assert population.networks.stacked_buffers(["calls"])["calls"].tolist() == [3, 3]
+
+
+def test_outputs_have_the_layout_of_the_loop():
+    for training in (True, False):
+        loop, blocked = (hypernet.train(training) for hypernet in twins(nn.Conv2d(3, 5, 3, padding=1)))
+        x = torch.randn(LONG, 3, 4, 4).double()
+        with torch.set_grad_enabled(training):
+            assert blocked(x).stride() == loop(x).stride()
+
+
+class Strided(nn.Module):
+    """Reads how its input lies in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.layer(x.as_strided((len(x), 12), (12, 1)))
+
+
+def test_what_reads_the_layout_is_not_changed_in_training(monkeypatch):
+    monkeypatch.setattr("lightning_hypernet.target.trial.time", Clock())
+    torch.manual_seed(0)
+    hypernet = Hypernet(Strided(), samples=2).train()
+    x = torch.randn(8, 3, 2, 2)
+    with hypernet.step():
+        output, networks = hypernet(x), hypernet.materialize(hypernet.population)
+    (made,) = hypernet.executor.choices.made.values()
+    assert made["blocked"] is None
+    assert torch.allclose(output, torch.cat([one(part) for one, part in zip(networks, x.split(4), strict=True)]), atol=1e-6)
 
 
 def test_examples_that_stand_alone_may_be_cut():
@@ -126,6 +197,9 @@ def test_hooks_and_training_see_a_batch_whole():
         assert not may_block(target, arguments)
         target.eval()[0].register_forward_hook(lambda module, args, output: None)
         assert not may_block(target, arguments)
+        hook = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+        assert not may_block(images().eval(), arguments)
+        hook.remove()
     assert not may_block(images().eval(), arguments)
 
 

@@ -110,6 +110,23 @@ def test_what_vmap_cannot_run_goes_to_the_loop_without_a_word(clock, ran):
     assert made == {"backend": "loop", "loop": 0.001, "vmap": None}
 
 
+def test_types_do_not_follow_from_the_time(clock):
+    class Lines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lines = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 3)])
+
+        def forward(self, x):
+            return self.lines[1](self.lines[0](x).relu())
+
+    clock.seconds = {"loop": 0.002, "vmap": 0.001}
+    hypernet = Hypernet(Lines(), samples=4).train()
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert hypernet(rows().float()).dtype == dtype
+    assert [made["backend"] for made in hypernet.executor.choices.made.values()] == ["vmap"]
+
+
 def test_deterministic_algorithms_take_the_loop_unmeasured(clock, ran):
     torch.use_deterministic_algorithms(True)
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.checkpoint import differences, recipe_of, recorded, write
-from lightning_hypernet.diversity import Entropy, WeightedDiversity
+from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.placing import (
     Moves,
@@ -24,6 +24,7 @@ from lightning_hypernet.placing import (
     put,
     put_copies,
     refuse_shared,
+    set_diversity,
     warn_of_hidden,
     wrap_whole,
 )
@@ -34,6 +35,7 @@ from lightning_hypernet.target.reduction import check_reduction, refuse_regressi
 from lightning_hypernet.training_step import (
     Split,
     call_step,
+    coordinates_of,
     dealt_step,
     give_back_steps,
     go_around,
@@ -41,6 +43,7 @@ from lightning_hypernet.training_step import (
     manual_step,
     targets_of,
 )
+from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
 from lightning_hypernet.values import choice, guess, number, several, texts, unknown
 
 if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
@@ -77,6 +80,9 @@ class HypernetCallback(_Base):
         copies: Paths of modules that are copies of the target, such as momentum encoders and teachers. Each becomes a copy of
             the Hypernet without gradients, whose networks have the Hypernet's latents in a training step. None: they are
             found: of the target's class, with its parameters, equal to them or frozen.
+        backward: ``"one_pass"``: all networks keep their weights and activations until the backward pass. ``"two_pass"``, which
+            needs the batch dealt out: a few at a time do; the gradients are the same (see `TwoPasses`). ``"auto"``: two passes
+            where the networks' weights hold more than 1 GiB and nothing speaks against them.
         plugins: Plug-ins beside the installed ones.
         hypernet_options: Arguments of `Hypernet`.
 
@@ -106,6 +112,7 @@ class HypernetCallback(_Base):
         deal: str | Split = "inputs",
         validation: str = "ensemble",
         copies: Sequence[str] | None = None,
+        backward: str = "one_pass",
         **hypernet_options: Any,
     ) -> None:
         super().__init__()
@@ -137,7 +144,7 @@ class HypernetCallback(_Base):
         self.context = context
         self._diversity = diversity
         self._hypernet: Hypernet | None = None
-        self._checked = False
+        self._checked = self.takes_two_passes = False
         self._moves = Moves()
         self.twins: list[Hypernet] = []
         self._twins: list[str] = []
@@ -148,9 +155,9 @@ class HypernetCallback(_Base):
                 f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}{near}"
             )
         choice("validation", validation, ("ensemble", "members"))
-        self.deal, self.validation = deal, validation
+        self.deal, self.validation, self.backward = deal, validation, backward
         self.copies = None if copies is None else texts("copies", copies, "path")
-        self._asked()  # a mistake is told here, not when training starts
+        check_backward(backward, deal != "inputs", self._asked())  # a mistake is told here, not when training starts
         check_options_of_hypernet(hypernet_options, plugins_with(self.plugins))
 
     @property
@@ -204,7 +211,7 @@ class HypernetCallback(_Base):
 
     def _build(self, target: nn.Module) -> Hypernet:
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
-        _set_diversity(hypernet, self._asked())
+        set_diversity(hypernet, self._asked())
         return hypernet
 
     def _asked(self) -> WeightedDiversity:
@@ -217,7 +224,7 @@ class HypernetCallback(_Base):
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()
         if not asked.same(hypernet.diversity):
-            _set_diversity(hypernet, asked)
+            set_diversity(hypernet, asked)
         self._hypernet = hypernet
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -236,6 +243,7 @@ class HypernetCallback(_Base):
             )
         self.hypernet.training = True
         self.hypernet.generator.train()
+        self.takes_two_passes = takes_two_passes(self.backward, self.deal != "inputs", self.hypernet, _is_scaled(trainer))
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         trained = [parameter for group in groups for parameter in group["params"]]
         generated = self.hypernet.executor.replaced(trained)
@@ -285,16 +293,17 @@ class HypernetCallback(_Base):
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
         with hypernet.step(None if self.context is None else self.context(batch)):
+            passes = TwoPasses(hypernet, diversity) if self.takes_two_passes else None
             if self.deal == "inputs":
                 with hypernet.executor.feed.of(batch):
                     result = call_step(original, self.target, *args, **kwargs)
             else:
                 split = None if isinstance(self.deal, str) else self.deal
                 with self._moves.watched(dict(zip(self._twins, self.twins, strict=True)), hypernet.samples):
-                    result = dealt_step(hypernet, pl_module, original, split, *args, **kwargs)
+                    result = dealt_step(hypernet, pl_module, original, split, passes, *args, **kwargs)
             if result is None:
                 return None
-            loss = loss_of(result, batch, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
+            loss = loss_of(result, batch, scaled=_is_scaled(trainer))
             if hypernet.population is None:
                 raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
             self._drawn = hypernet.population
@@ -302,13 +311,13 @@ class HypernetCallback(_Base):
                 hypernet.population.targets = targets_of(batch)
             self._check_reduction(hypernet.population)
             if diversity.losses:
-                values = diversity(hypernet.population)
+                values = (passes and passes.values) or diversity(hypernet.population)
                 loss = loss + diversity.total(values)
                 for name, value in values.items():
                     self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and trainer.global_step % every == 0:
-                self._log(trainer, pl_module, "member_distance", hypernet.population.distance(*_coordinates(diversity)))
+                self._log(trainer, pl_module, "member_distance", hypernet.population.distance(*coordinates_of(diversity)))
             return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, value: Tensor) -> None:
@@ -333,7 +342,7 @@ class HypernetCallback(_Base):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """One `validation_step` for each member, on the whole batch."""
-        return dealt_step(self.hypernet, pl_module, original, None, *args, **kwargs)
+        return dealt_step(self.hypernet, pl_module, original, None, None, *args, **kwargs)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Let the networks of the step go."""
@@ -381,13 +390,6 @@ class HypernetCallback(_Base):
             write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
 
 
-def _coordinates(diversity: WeightedDiversity) -> list[int | None]:
-    """How many coordinates of the weights diversity losses read, if one of them says."""
-    return [one.coordinates for one in diversity.losses.values() if isinstance(one, Entropy)][:1]
-
-
-def _set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
-    if diversity.losses:
-        with torch.no_grad():
-            diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
-    hypernet.diversity = diversity.to(hypernet.members.device)
+def _is_scaled(trainer: pl.Trainer) -> bool:
+    """Whether gradients are scaled, as half precision needs it."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
+from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import guess
@@ -324,3 +325,11 @@ def averages_of(trainer: pl.Trainer, hypernet: Hypernet) -> list[Hypernet]:
     held = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
     modules = [module for value in held if isinstance(value, nn.Module) for module in value.modules()]
     return [one for one in modules if isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet)]
+
+
+def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
+    """Give a Hypernet its diversity losses, which have seen a first population."""
+    if diversity.losses:
+        with torch.no_grad():
+            diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
+    hypernet.diversity = diversity.to(hypernet.members.device)

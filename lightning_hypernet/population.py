@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -202,7 +203,7 @@ class Population:
             coordinates: How many coordinates of the weights are read at least, if there are more: those of whole parameters,
                 the same at every call. None: all.
         """
-        parts = self.gauged_parts(some_parameters(self.weights, coordinates, seed=0))
+        parts = self.gauged_parts(some_parameters(self.banks.shapes, coordinates, seed=0))
         spread = sum((part - part.mean(0)).square().sum() for part in parts) * 2 / max(len(self) - 1, 1)
         size = torch.stack([part.square().sum() for part in parts]).sum() / len(self)
         return (spread / size.clamp(min=torch.finfo(size.dtype).tiny)).sqrt()
@@ -225,15 +226,15 @@ def check_population(population: Any, shapes: Mapping[str, Any] | None = None) -
         raise ValueError("the population is of another target: take one that this Hypernet has sampled")
 
 
-def some_parameters(weights: Mapping[str, Tensor], coordinates: int | None, seed: int) -> list[str]:
+def some_parameters(shapes: Mapping[str, Sequence[int]], coordinates: int | None, seed: int) -> list[str]:
     """The names of parameters, drawn as a whole, that hold as many coordinates as are wanted, or of all.
 
     Args:
-        weights: ``{name: (S, *shape)}``.
+        shapes: The shape of every parameter.
         coordinates: How many are wanted; None: all.
         seed: Of the draw.
     """
-    names, sizes = list(weights), {name: value[0].numel() for name, value in weights.items()}
+    names, sizes = list(shapes), {name: math.prod(shape) for name, shape in shapes.items()}
     if coordinates is None or sum(sizes.values()) <= coordinates:
         return names
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hypernet.generator.generator import Generator
+from lightning_hypernet.generator.latents import Latents
+from lightning_hypernet.groups import GroupedNetworks, GroupedPopulation, leaf_latents
 from lightning_hypernet.member_sampler import MemberSampler
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.batches import parts_of
@@ -18,7 +21,7 @@ from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import whole
 
-_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following")
+_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together")
 
 
 class StepSampler(MemberSampler):
@@ -36,6 +39,7 @@ class StepSampler(MemberSampler):
         self._steps = 0
         self._context: Tensor | None = None
         self.alone: int | None = None
+        self._together: int | None = None
         self._leader: weakref.ref[StepSampler] | None = None
         self._following: tuple[Population, Snapshot, Population] | None = None
         self.part_calls = PartCalls()
@@ -53,8 +57,27 @@ class StepSampler(MemberSampler):
         if not self._steps or self.population is None:
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
-                self.population = self.populate(self.draw(whole("samples", self.samples), context=self._context))
+                latents = self.draw(whole("samples", self.samples), context=self._context)
+                self.population = self._populated(latents, self._together)
         return self.population
+
+    def _populated(self, latents: Latents, together: int | None) -> Population:
+        """The networks of latents: all have weights, or some at a time."""
+        if together is None:
+            return self.populate(latents)
+        assert isinstance(self.generator, Generator)
+        networks = GroupedNetworks(self.executor.replicas, self.generator, latents, together)
+        own = (self.banks, self.symmetries.gauge, self.components)
+        return GroupedPopulation(leaf_latents(latents), networks, *own, examples=self.symmetries.examples)
+
+    @contextmanager
+    def in_groups(self, together: int | None) -> Iterator[None]:
+        """Within, the networks that a training step draws have weights so many at a time; None: all."""
+        self._together = together
+        try:
+            yield
+        finally:
+            self._together = None
 
     @contextmanager
     def step(self, context: Tensor | None = None) -> Iterator[None]:
@@ -138,7 +161,8 @@ class StepSampler(MemberSampler):
         source = self.sources()
         if self._following is None or self._following[0] is not population or not self._following[1].same(source):
             with torch.inference_mode(False), evaluating(self.generator, mode=True):  # codes are normalised as the leader's are
-                led = self.populate(population.latents)
+                together = population.networks.size if isinstance(population, GroupedPopulation) else None
+                led = self._populated(population.latents, together)
             self._following = (population, Snapshot(self.sources()), led)
         self.alone = leader.alone
         return self._following[2]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from lightning_hypernet.diversity import WeightedDiversity
+from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.two_passes import TwoPasses
 
 _TARGET_KEYS = ("targets", "target", "labels", "label", "y")
 Split = Callable[[Any, int], Sequence[Any]]
@@ -97,7 +98,13 @@ def call_step(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) 
 
 
 def dealt_step(
-    hypernet: Hypernet, pl_module: pl.LightningModule, step: Callable[..., Any], split: Split | None, *args: Any, **kwargs: Any
+    hypernet: Hypernet,
+    pl_module: pl.LightningModule,
+    step: Callable[..., Any],
+    split: Split | None,
+    passes: TwoPasses | None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Run a step once for each network, on its part of the batch.
 
@@ -106,6 +113,7 @@ def dealt_step(
         pl_module: The LightningModule, whose logged values are averaged over networks, and logged once.
         step: The step.
         split: Deals the batch out; None: as `Hypernet.deal` does.
+        passes: Takes the loss of every network and its gradient; None: networks keep their graphs until the backward pass.
         args: Arguments of the step, the batch first.
         kwargs: Its keyword arguments.
 
@@ -115,21 +123,26 @@ def dealt_step(
     """
     name, batch = (None, args[0]) if args else next(iter(kwargs.items()))
     results, shares = [], []
-    with _averaged_logs(pl_module) as logs:
-        for part, share in hypernet.deal(batch, split):
+    with _averaged_logs(pl_module) as logs, hypernet.in_groups(None if passes is None else passes.size):
+        for index, (part, share) in enumerate(hypernet.deal(batch, split)):
             logs.share = share
             with hypernet.executor.feed.of(part):
                 result = step(part, *args[1:], **kwargs) if name is None else step(**{**kwargs, name: part})
             if hypernet.population is not None and hypernet.population.targets is None:
                 hypernet.population.targets = targets_of(part)
+            if passes is not None:
+                result = passes.take(index, result, share)
             if result is not None:
                 results.append(result)
                 shares.append(share)
     if not results:
         return None
+    mean: Any = None
     if all(isinstance(one, Mapping) for one in results):
-        return {key: _mean([one[key] for one in results], shares) for key in results[0]}
-    return _mean(results, shares)
+        mean = {key: _mean([one[key] for one in results], shares) for key in results[0]}
+    else:
+        mean = _mean(results, shares)
+    return mean if passes is None else passes.hand_out(mean)
 
 
 def _mean(values: Sequence[Any], shares: Sequence[float]) -> Any:
@@ -232,3 +245,8 @@ def targets_of(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return next((batch[key] for key in _TARGET_KEYS if key in batch), None)
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def coordinates_of(diversity: WeightedDiversity) -> list[int | None]:
+    """How many coordinates of the weights diversity losses read, if one of them says."""
+    return [one.coordinates for one in diversity.losses.values() if isinstance(one, Entropy)][:1]

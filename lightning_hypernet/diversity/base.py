@@ -15,10 +15,12 @@ class DiversityLoss(nn.Module, ABC):
     """A scalar of a population; low = diverse.
 
     It may own parameters: they join the optimizer. `default_weight` is what it is multiplied with where the user names it
-    without a weight.
+    without a weight. `reads_outputs` says whether it reads what networks return, or may; one that reads nothing but latents and
+    weights says False, and goes with ``backward="two_pass"``.
     """
 
     default_weight: ClassVar[float] = 1e-3
+    reads_outputs: bool = True
 
     def prepare(self, population: Population) -> None:
         """See a first population before the optimizer exists; a loss builds here what depends on sizes."""

@@ -242,6 +242,8 @@ class Entropy(DiversityLoss):
         samples: How many networks of the population are read; None: all.
     """
 
+    reads_outputs = False
+
     def __init__(self, p: Literal[1, 2] = 2, coordinates: int | None = 1_000_000, samples: int | None = None) -> None:
         super().__init__()
         self.p = read_norm(p)
@@ -259,10 +261,11 @@ class Entropy(DiversityLoss):
 
     def forward(self, population: Population) -> Tensor:
         """Map a population to minus its entropy, in nats."""
-        sizes = {name: value[0].numel() for name, value in population.weights.items()}
+        shapes = population.banks.shapes
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         if self.coordinates is not None and sum(sizes.values()) > self.coordinates:
             self.draws += 1
-        chosen = some_parameters(population.weights, self.coordinates, self.draws)
+        chosen = some_parameters(shapes, self.coordinates, self.draws)
         share = sum(sizes[name] for name in chosen) / sum(sizes.values())
         parts = population.gauged_parts(chosen)
         dimension = population.latents.z.shape[1]

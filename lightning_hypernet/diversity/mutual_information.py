@@ -48,6 +48,7 @@ class MutualInformation(DiversityLoss):
     ) -> None:
         super().__init__()
         self.reads = choice("reads", reads, ("weights", "outputs"))
+        self.reads_outputs = self.reads == "outputs"
         self.latent = choice("latent", latent, ("continuous", "component"))
         self.coordinates = None if coordinates is None else whole("coordinates", coordinates)
         self.hidden, self.noise = whole("hidden", hidden), real("noise", noise, least=0)

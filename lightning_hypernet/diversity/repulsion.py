@@ -45,6 +45,7 @@ class Repulsion(DiversityLoss):
         super().__init__()
         self.method = choice("method", method, ("kde", "svgd", "gfsf"))
         self.space = choice("space", space, ("weights", "outputs"))
+        self.reads_outputs = self.space == "outputs"
         self.eta = real("eta", eta, least=0, above=True)
 
     def forward(self, population: Population) -> Tensor:

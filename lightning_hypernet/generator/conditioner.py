@@ -37,7 +37,14 @@ class Conditioner(nn.Module):
             self.left = nn.ParameterList([torch.randn(_WIDTH, bank.filters) / math.sqrt(_WIDTH) for bank in banks])
             self.right = nn.ParameterList([torch.zeros(_WIDTH, bank.filter_size) for bank in banks])
 
-    def forward(self, context: Tensor) -> list[Tensor]:
-        """Map conditions ``(S, context_dim)`` to what is added, one ``(S, filters, filter_size)`` for every bank."""
-        weights = self.features(context)
-        return [torch.einsum("sk,kf,kn->sfn", weights, left, right) for left, right in zip(self.left, self.right, strict=True)]
+    def forward(self, features: Tensor, bank: int) -> Tensor:
+        """What is added to the filters of one bank.
+
+        Args:
+            features: ``(S, width)``, what `features` makes of conditions ``(S, context_dim)``.
+            bank: Its number.
+
+        Returns:
+            ``(S, filters, filter_size)``.
+        """
+        return torch.einsum("sk,kf,kn->sfn", features, self.left[bank], self.right[bank])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -114,7 +114,7 @@ class Generator(WeightDistribution):
         return list(self.weight_generators)
 
     def forward(self, latents: Latents) -> dict[str, Tensor]:
-        """Generate the weights of S networks.
+        """Generate the weights of S networks: `weights` of `features`.
 
         Args:
             latents: What they are generated from.
@@ -122,11 +122,42 @@ class Generator(WeightDistribution):
         Returns:
             ``{name: (S, *shape)}`` for every generated parameter, in the generator's dtype also under autocast.
         """
+        return self.weights(self.features(latents), latents.component)
+
+    def features(self, latents: Latents) -> list[Tensor]:
+        """All that networks share on the way to their weights, such as batch norms, lies before these.
+
+        Args:
+            latents: Of S networks.
+
+        Returns:
+            What the last layer of every bank is given, ``(S, filters, width)``, and ``(S, width)`` of a condition.
+        """
         pairs = zip(self.weight_generators, self._of_banks(self.codes(latents)), strict=True)
-        parts = [generate(code, latents.component, self._own_gradient) for generate, code in pairs]
+        features = [generate.features(code) for generate, code in pairs]  # type: ignore[operator]
         if self.conditioner is not None and latents.context is not None:
-            for own, generate, more in zip(parts, self.weight_generators, self.conditioner(latents.context), strict=True):
-                for index, part in enumerate((generate.scale * more).split(generate.sizes, dim=-1)):
-                    own[index] = own[index] + part
-        dtype = next(self.parameters()).dtype
-        return {name: value.to(dtype) for name, value in self.banks.assemble(parts).items()}
+            features.append(self.conditioner.features(latents.context))
+        return features
+
+    def weights(
+        self, features: Sequence[Tensor], components: Tensor, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The last layers; every network has its weights of its own features.
+
+        Args:
+            features: As `features` gives them, of S networks.
+            components: ``(S,)``, whose mean weights each network takes.
+            names: The parameters that are wanted; None: all.
+
+        Returns:
+            ``{name: (S, *shape)}``, in the generator's dtype also under autocast.
+        """
+        parts: list[list[Tensor]] = []
+        for index, (bank, generate) in enumerate(zip(self.banks, self.weight_generators, strict=True)):
+            read = names is None or any(slot.parameter in names for slot in bank.slots)
+            parts.append(generate(features[index], components, self._own_gradient) if read else [])
+            if self.conditioner is not None and read and len(features) > len(self.banks):
+                changes = (generate.scale * self.conditioner(features[-1], index)).split(generate.sizes, dim=-1)
+                parts[-1] = [part + change for part, change in zip(parts[-1], changes, strict=True)]
+        dtype, filled = next(self.parameters()).dtype, self.banks.assemble(parts)
+        return {name: value.to(dtype) for name, value in filled.items() if names is None or name in names}

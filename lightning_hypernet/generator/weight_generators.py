@@ -88,20 +88,20 @@ class WeightGenerator(nn.Module):
             mean: ``(filters, filter_size)``.
         """
         assert self.means is not None
-        features = self.features(codes).view(*codes.shape[:2], -1)
+        features = self.features(codes)
         raw = F.linear(features.mean(0), self.head.weight)
         self.means[component] = mean - self.gain * self.scale * raw
 
     def features(self, codes: Tensor) -> Tensor:
-        """What the last layer is given of codes ``(S, filters, inputs)``: ``(S * filters, width)``."""
+        """What the last layer is given of codes ``(S, filters, inputs)``: ``(S, filters, width)``."""
         features: Tensor = self.hidden(codes.flatten(0, 1))
-        return features
+        return features.view(*codes.shape[:2], -1)
 
-    def forward(self, codes: Tensor, components: Tensor, own_gradient: float = 1.0) -> list[Tensor]:
-        """Generate filters, every slot of the bank by itself, as parameters lie in memory.
+    def forward(self, features: Tensor, components: Tensor, own_gradient: float = 1.0) -> list[Tensor]:
+        """Generate filters by the last layer, every slot of the bank by itself, as parameters lie in memory.
 
         Args:
-            codes: ``(S, filters, inputs)``.
+            features: ``(S, filters, width)``, what `features` makes of codes.
             components: ``(S,)``, whose mean weights each sample takes.
             own_gradient: What the gradient of the mean weights is multiplied by.
 
@@ -109,9 +109,8 @@ class WeightGenerator(nn.Module):
             For every slot ``(S, filters, size)``.
         """
         scale = self.scale * self.gain
-        features = self.features(codes).view(*codes.shape[:2], -1)
         whole = self.head.weight * scale[:, None]
-        if self.means is not None and len(codes) * self.filters * len(scale) <= _SMALL:
+        if self.means is not None and len(features) * self.filters * len(scale) <= _SMALL:
             filters = added(F.linear(features, whole), rows_of(self.means, components, own_gradient))
             return list(filters.split(self.sizes, dim=-1))
         weights = whole.split(self.sizes)

@@ -198,6 +198,7 @@ class Executor:
         Raises:
             RuntimeError: If it calls a method of the target that returns nothing.
         """
+        networks, index = networks.at(index)
         self.plans.check_part(networks, arguments, method)
         (output,), used = self._run(networks, arguments.alone(index), method)
         if output is None and method != "forward":

@@ -186,16 +186,16 @@ class FilterBanks:
         """Fill the parameters; the inverse of `flatten`.
 
         Args:
-            parts: For every slot of every bank ``(S, filters, size)``.
+            parts: For every slot of every bank ``(S, filters, size)``; nothing of a bank that is left out.
 
         Returns:
-            ``{name: (S, *shape)}`` for every generated parameter, tied ones once, contiguous, as plain weights are.
+            ``{name: (S, *shape)}`` for every parameter that they fill, tied ones once, contiguous, as plain weights are.
         """
-        blocks: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
+        blocks: dict[str, list[tuple[int, Tensor]]] = {}
         for bank, own in zip(self, parts, strict=True):
-            for slot, part in zip(bank.slots, own, strict=True):
-                blocks[slot.parameter].append((slot.start, slot.scatter(part)))
-        return {name: _join(parts) for name, parts in blocks.items()}
+            for slot, part in zip(bank.slots if own else (), own, strict=True):
+                blocks.setdefault(slot.parameter, []).append((slot.start, slot.scatter(part)))
+        return {name: _join(blocks[name]) for name in self.shapes if name in blocks}
 
 
 def _join(parts: list[tuple[int, Tensor]]) -> Tensor:

@@ -56,6 +56,10 @@ class Networks:
             {name: value[index] for name, value in self.buffers.items()},
         )
 
+    def at(self, index: int) -> tuple[Networks, int]:
+        """The networks that one of them runs with, and its place among them."""
+        return self, index
+
     @property
     def recorded(self) -> bool:
         """Whether the weights have gradients."""

@@ -129,7 +129,7 @@ def test_entropy_of_a_part_of_the_parameters_stands_for_all():
     seen = set()
     for _ in range(8):
         value = loss(population)
-        chosen = some_parameters(population.weights, 30, loss.draws)
+        chosen = some_parameters(population.banks.shapes, 30, loss.draws)
         read = sum(sizes[name] for name in chosen)
         assert read >= 30
         assert read - sizes[chosen[-1]] < 30

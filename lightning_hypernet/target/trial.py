@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -107,7 +108,8 @@ class Trial:
         networks = Networks(self._replicas, weights, self._given)
         arguments = self._arguments.detached()
         held = networks.hold(self.count if name == "loop" else 1)
-        with aside(held[0].outside, self.device):
+        with aside(held[0].outside, self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is worth a warning comes in the real run
             self._wait()
             start = time.perf_counter()
             outputs = BACKENDS[name].run(networks, arguments, self._method)

@@ -110,6 +110,19 @@ def test_what_vmap_cannot_run_goes_to_the_loop_without_a_word(clock, ran):
     assert made == {"backend": "loop", "loop": 0.001, "vmap": None}
 
 
+def test_trials_warn_of_nothing():
+    class Loud(nn.Linear):
+        def forward(self, x):
+            warnings.warn("once a call", stacklevel=1)
+            return super().forward(x)
+
+    hypernet = Hypernet(Loud(6, 3), samples=4, execution="loop")
+    networks, plans = hypernet.sample(4).networks, hypernet.executor.plans
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Trial(networks, plans.arguments(hypernet.target, (rows().float(),), {}), "forward").seconds("loop") > 0
+
+
 def test_types_do_not_follow_from_the_time(clock):
     class Lines(nn.Module):
         def __init__(self):

@@ -206,14 +206,15 @@ class ScaleGauge(Gauge):
         found = some.new_ones(len(some), 0, dtype=torch.promote_types(some.dtype, torch.float32))
         key = (found.device, found.dtype)
         if key not in self._recipes:
+            sizes = {name: weights[name][0].numel() for level in self.groups.levels for name in level.rows}
             with torch.inference_mode(False):  # they are kept for training
-                self._recipes[key] = self._written(weights, found)
+                self._recipes[key] = self._written(sizes, found)
         for recipe, chosen in zip(self._recipes[key], wanted, strict=True):
             own = recipe.factors(weights, found) if chosen else found.new_ones(len(found), recipe.count)
             found = torch.cat([found, own], dim=1)
         return found
 
-    def _written(self, weights: Mapping[str, Tensor], like: Tensor) -> list[_Recipe]:
+    def _written(self, sizes: Mapping[str, int], like: Tensor) -> list[_Recipe]:
         """How every level is computed, on a device."""
         recipes, fixed = [], 0
         for level in self.groups.levels:
@@ -222,12 +223,12 @@ class ScaleGauge(Gauge):
             for name, rows in level.rows.items():
                 read = self.groups.consumers[name]
                 flat = rows.to(like.device).reshape(-1)
-                numbers.index_add_(0, flat, numbers.new_full(flat.shape, weights[name][0].numel() / rows.numel()))
+                numbers.index_add_(0, flat, numbers.new_full(flat.shape, sizes[name] / rows.numel()))
                 axes = [axis for axis in range(rows.ndim) if rows.shape[axis] == 1]
                 alone = [axis + 1 for axis in axes if read.shape[axis] == 1]
                 reads = read.clamp(max=fixed).to(like.device) if bool((read < self.groups.count).any()) else None
                 parts.append(_Part(name, flat, [axis + 1 for axis in axes], alone, reads))
-            own = self._own(level, {name: weights[name][0].numel() for name in level.rows})
+            own = self._own(level, {name: sizes[name] for name in level.rows})
             recipes.append(_Recipe(parts, numbers[:count] * own**2))
             fixed += count
         return recipes

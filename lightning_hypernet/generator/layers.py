@@ -60,8 +60,7 @@ class Hidden(nn.Module):
             inputs = width
         self.outputs = inputs
         activation = ACTIVATIONS[config.activation]
-        leaky = activation is nn.LeakyReLU
-        self.activation = nn.LeakyReLU(config.slope, inplace=config.slope >= 0) if leaky else activation()
+        self.activation = activation(config.slope) if activation is nn.LeakyReLU else activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(vectors, inputs)`` to ``(vectors, outputs)``."""

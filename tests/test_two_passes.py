@@ -336,7 +336,8 @@ MEASURED = """
     networks, backward = int(sys.argv[1]), sys.argv[2]
 
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss starts at that of who started the process
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
     class Module(pl.LightningModule):
         def __init__(self):
@@ -379,4 +380,4 @@ def test_memory_hardly_grows_with_the_number_of_networks():
     for what, (held, peak) in {"8 in two passes": few, "64 in two passes": many, "8 in one pass": one_pass}.items():
         print(f"{what}: {held:.0f} MiB beyond what is held before, {peak:.0f} beyond the peak before")
     assert many[0] <= 1.5 * few[0]
-    assert many[0] < one_pass[0]
+    assert few[0] < 0.7 * one_pass[0]

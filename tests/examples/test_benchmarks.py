@@ -73,6 +73,7 @@ def test_peak_memory_counts_what_was_made_since_the_system_was_built():
     assert 4 * 5000 <= peak_memory(build) < 4 * 5000 + 1000
 
 
+@pytest.mark.slow
 def test_entropy(tmp_path):
     cases, printed = run("entropy", tmp_path)
     assert len(cases) == 4

@@ -18,7 +18,7 @@ SMALL = {
     "normed": lambda: nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 10)),
 }
 LARGE = ("resnet18", "resnet50", "vit_tiny_patch16_224", "convnext_atto", "densenet121")
-TARGETS = [*SMALL, *(pytest.param(name, marks=[pytest.mark.slow] if name != "resnet18" else []) for name in LARGE)]
+TARGETS = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 
 
 def made(name):

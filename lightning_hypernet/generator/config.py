@@ -126,16 +126,7 @@ class GeneratorConfig:
             The configuration, with one list of widths for each bank of the MNIST target.
         """
         choice("target", target, ("mnist", "cifar_lenet", "cifar_resnet32"))
-        common = cls(
-            start="paper",
-            shared=False,
-            extractor="mlp",
-            bias=False,
-            norm_eps=1e-7,
-            norm_momentum=0.02,
-            merge=(-1,),
-            merge_limit=1 << 20,
-        )
+        common = cls(start="paper", extractor="mlp", bias=False, norm_eps=1e-7, norm_momentum=0.02, merge_limit=1 << 20)
         if target == "mnist":
             hidden = ((40, 40), (100, 100), (100, 100), (60, 60))
             return replace(common, code_size=15, hidden=hidden, extractor_hidden=(300, 300))
@@ -176,17 +167,23 @@ class GeneratorConfig:
     @property
     def trunk(self) -> tuple[int, ...]:
         """Widths of the hidden layers that all banks share."""
-        flat = tuple(width for width in self.hidden or () if isinstance(width, int))
-        return flat if self.shared else ()
+        return self._flat if self.shared else ()
+
+    @property
+    def _flat(self) -> tuple[int, ...]:
+        """The widths that are given for all banks."""
+        return tuple(width for width in self.hidden or () if isinstance(width, int))
+
+    @property
+    def _nested(self) -> list[tuple[int, ...]]:
+        """The widths that are given for each bank."""
+        return [tuple(entry) for entry in self.hidden or () if not isinstance(entry, int)]
 
     def least(self, latent_dim: int) -> int:
         """How many numbers the largest matrix between two layers of the built-in generator has at least."""
         named = self.extractor if isinstance(self.extractor, str) else self.extractor.get("name")
-        given = self.hidden or ()
-        nested: list[Sequence[int]] = [entry for entry in given if not isinstance(entry, int)]
-        hidden = nested or [[width for width in given if isinstance(width, int)]]
         code_size = self.code_size or 1
-        chains = [[code_size, *widths] for widths in hidden]
+        chains = [[code_size, *widths] for widths in self._nested or [self._flat]]
         if named in ("mlp", "matrix"):
             chains.append([latent_dim, *self.extractor_hidden])
         pairs = [one * other for chain in chains for one, other in itertools.pairwise(chain)]
@@ -196,10 +193,9 @@ class GeneratorConfig:
         """Widths of the hidden layers that are one bank's own, checked against the number of banks."""
         if self.trunk:
             return ()
-        given = self.hidden or ()
-        nested = [tuple(entry) for entry in given if not isinstance(entry, int)]
+        nested = self._nested
         if not nested:
-            return tuple(width for width in given if isinstance(width, int))
+            return self._flat
         if len(nested) != banks:
             raise ValueError(f"`hidden` lists widths for {len(nested)} banks, the target has {banks}; give one list a bank")
         return nested[bank]

@@ -74,12 +74,16 @@ class Loop(Backend):
         return outputs
 
 
-class Vmap(Backend):
-    """All networks at once, by `torch.func.vmap`; for layers and shapes that it can batch."""
+class AtOnce(Backend):
+    """Runs all networks at once."""
 
     def takes(self, arguments: Arguments) -> bool:
         """Whether all networks get equally much, and there are several."""
         return arguments.even and arguments.parts != 1
+
+
+class Vmap(AtOnce):
+    """All networks at once, by `torch.func.vmap`; for layers and shapes that it can batch."""
 
     def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
         """Whether nothing was seen of the target that vmap would compute wrongly."""
@@ -144,12 +148,8 @@ class Vmap(Backend):
         return outputs
 
 
-class Batched(Backend):
+class Batched(AtOnce):
     """All networks at once, layer by layer, by batched products of matrices; for chains of linear and elementwise layers."""
-
-    def takes(self, arguments: Arguments) -> bool:
-        """Whether all networks get equally much, and there are several."""
-        return arguments.even and arguments.parts != 1
 
     def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
         """Whether the target is such a chain."""

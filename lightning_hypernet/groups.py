@@ -152,16 +152,11 @@ class GroupedPopulation(Population):
         plain = Population(**{one.name: getattr(self, one.name) for one in fields(Population)})
         return Population.__getitem__(plain, index)
 
-    def parts_of(self, rows: slice, names: Sequence[str]) -> list[Tensor]:
-        """Some parameters of a few networks in their gauge-fixed form, each ``(n, numbers)``."""
-        gauged = self.gauge(GeneratedWeights(self.networks, rows, kept=True), names)
-        return [gauged[name].flatten(1) for name in names]
-
     def gauged_parts(self, names: Sequence[str]) -> list[Tensor]:
         """Some parameters of every network in their gauge-fixed form, each ``(S, numbers)``."""
         wholes: list[Tensor] = []
         for rows in self.networks.groups:
-            parts = self.parts_of(rows, names)
+            parts = self.parts_of(GeneratedWeights(self.networks, rows, kept=True), names)
             wholes = wholes or [part.new_empty(len(self), part.shape[1]) for part in parts]
             for whole, part in zip(wholes, parts, strict=True):
                 whole[rows] = part
@@ -175,7 +170,7 @@ class GroupedPopulation(Population):
         sums: list[Tensor] = []
         squares, sizes = [], []
         for rows in self.networks.groups:
-            parts = self.parts_of(rows, names)
+            parts = self.parts_of(GeneratedWeights(self.networks, rows, kept=True), names)
             origin = origin or [part[:1].clone() for part in parts]
             apart = [part - first for part, first in zip(parts, origin, strict=True)]
             sizes += [part.square().sum() for part in parts]

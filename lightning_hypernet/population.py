@@ -140,7 +140,11 @@ class Population:
 
     def gauged_parts(self, names: Sequence[str]) -> list[Tensor]:
         """Some parameters of every network in their gauge-fixed form, each ``(S, numbers)``."""
-        gauged = self.gauge(self.weights, names)
+        return self.parts_of(self.weights, names)
+
+    def parts_of(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+        """Some parameters of weights ``{name: (n, *shape)}`` in their gauge-fixed form, each ``(n, numbers)``."""
+        gauged = self.gauge(weights, names)
         return [gauged[name].reshape(len(gauged[name]), -1) for name in names]
 
     @cached_property

@@ -133,11 +133,7 @@ class TwoPasses:
             self._read(population)
         weights = group.networks.weights
         for read, gradients in self._seeds.items():
-            if isinstance(read, str):
-                outputs = [weights[read]]
-            else:
-                gauged = population.gauge(weights, read)
-                outputs = [gauged[name].flatten(1) for name in read]
+            outputs = [weights[read]] if isinstance(read, str) else population.parts_of(weights, read)
             for output, gradient in zip(outputs, gradients, strict=True):
                 if gradient is not None:
                     yield output, gradient[group.rows]

@@ -381,3 +381,18 @@ def test_memory_hardly_grows_with_the_number_of_networks():
         print(f"{what}: {held:.0f} MiB beyond what is held before, {peak:.0f} beyond the peak before")
     assert many[0] <= 1.5 * few[0]
     assert few[0] < 0.7 * one_pass[0]
+
+
+class Scaled(nn.Module):
+    """Has a parameter of a single number without axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 6), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def test_a_scalar_parameter_is_a_coordinate(size):
+    compare(Scaled, batches(1, (4,)), diversity={"entropy": 0.1, "variance": 0.1})

@@ -26,7 +26,7 @@ def loader():
 
 def fitted(tree, make=Distillation, folder=None, **options):
     torch.manual_seed(0)
-    module = make(Hypernet(small(), members=2).ensemble(3), small())
+    module = make(Hypernet(small(), members=2, execution="loop").ensemble(3), small())
     data = loader()
     trainer = tree.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,

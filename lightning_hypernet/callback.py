@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.checkpoint import differences, recipe_of, recorded, write
+from lightning_hypernet.conditions import Condition, Conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.placing import (
@@ -24,6 +23,7 @@ from lightning_hypernet.placing import (
     put,
     put_copies,
     refuse_shared,
+    set_conditions,
     set_diversity,
     warn_of_hidden,
     wrap_whole,
@@ -31,10 +31,12 @@ from lightning_hypernet.placing import (
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, counts_of, plain_options
-from lightning_hypernet.target.reduction import check_reduction, refuse_regression
 from lightning_hypernet.training_step import (
     Split,
     call_step,
+    check_joined,
+    check_optimizers,
+    condition_of,
     coordinates_of,
     dealt_step,
     give_back_steps,
@@ -42,23 +44,16 @@ from lightning_hypernet.training_step import (
     loss_of,
     manual_step,
     targets_of,
+    weights_of,
 )
+from lightning_hypernet.trees import BaseCallback
 from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
 from lightning_hypernet.values import choice, guess, number, several, texts, unknown
-
-if TYPE_CHECKING or importlib.util.find_spec("lightning") is None:
-    _Base = pl.Callback
-else:
-    from lightning.pytorch import Callback as _LightningCallback
-
-    class _Base(pl.Callback, _LightningCallback):
-        """A callback of both class trees, so that both trainers and both command lines take it."""
-
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
-class HypernetCallback(_Base):
+class HypernetCallback(BaseCallback):
     """Train a part of a LightningModule as the target of a hypernetwork.
 
     In `setup`, before optimizers exist, the target is replaced by a `Hypernet`. Every training step draws one population of
@@ -72,6 +67,10 @@ class HypernetCallback(_Base):
         preset: A whole way of working by its name, ``"deep_ensemble"``, ``"one_family"`` or one of a plug-in: options of this
             callback, which those given beside it change where they are not the default.
         context: Gives the condition of the networks that train on a batch, ``(context_dim,)`` or ``(samples, context_dim)``.
+        conditions: Hyperparameters that networks are generated for, in place of a context of your own: for every name a
+            `Condition`, or a mapping with its ``name``, its ``range``, as ``{"log_uniform": [1e-4, 1]}``, and options:
+            ``"l2"``, ``"dropout"``, ``"label_smoothing"``, ``"diversity_weight"``, ``"given"`` for what `training_step` reads,
+            or one of a plug-in. Every step draws them anew; see `HyperparameterSearch`.
         deal: ``"inputs"``: the inputs of every call of the target are dealt out to the networks. ``"batch"``: the batch of
             `training_step` is, and the step is run once for each network, on its part; losses and what is logged are averaged.
             Or a function that makes a list of parts of the batch and a number of networks, for batches of a kind of their own.
@@ -109,6 +108,7 @@ class HypernetCallback(_Base):
         plugins: Sequence[object] = (),
         preset: str | None = None,
         context: Callable[[Any], Tensor] | None = None,
+        conditions: Mapping[str, Condition | Mapping[str, Any]] | None = None,
         deal: str | Split = "inputs",
         validation: str = "ensemble",
         copies: Sequence[str] | None = None,
@@ -135,6 +135,11 @@ class HypernetCallback(_Base):
             raise TypeError(f"target must be the path of a module, as 'model', or '.', not {target!r}")
         if context is not None and not callable(context):
             raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
+        if conditions is not None and (context is not None or "context_dim" in hypernet_options):
+            raise ValueError("conditions make the context themselves: leave out context and context_dim")
+        if conditions is not None and backward == "two_pass":
+            raise ValueError("conditions join the loss of all networks at once, so backward must be 'one_pass'")
+        self.conditions = None if conditions is None else plugins_with(plugins).build_conditions(conditions)
         if context is not None and not number(hypernet_options.get("context_dim", 0)):
             raise ValueError("context gives a condition, and context_dim is 0: set it to how many numbers the condition has")
         self.target = target
@@ -210,8 +215,11 @@ class HypernetCallback(_Base):
         self.twins = put_copies(pl_module, self.target, self.hypernet, names, told=self.copies is not None)
 
     def _build(self, target: nn.Module) -> Hypernet:
-        hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
+        conditions = None if self.conditions is None else Conditions(self.conditions, target)
+        own = {} if conditions is None else {"context_dim": conditions.dim}
+        hypernet = Hypernet(target, plugins=self.plugins, **{**self.hypernet_options, **own})
         set_diversity(hypernet, self._asked())
+        set_conditions(hypernet, conditions)
         return hypernet
 
     def _asked(self) -> WeightedDiversity:
@@ -225,7 +233,19 @@ class HypernetCallback(_Base):
         asked = self._asked()
         if not asked.same(hypernet.diversity):
             set_diversity(hypernet, asked)
+        if self.conditions is not None and hypernet.conditions is None:
+            set_conditions(hypernet, Conditions(self.conditions, hypernet.target))
         self._hypernet = hypernet
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random numbers of the conditions."""
+        conditions = self._hypernet and self._hypernet.conditions
+        return {"conditions": conditions.state_dict()} if conditions else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the conditions' random numbers."""
+        if state_dict and self.hypernet.conditions is not None:
+            self.hypernet.conditions.load_state_dict(state_dict["conditions"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See that the Hypernet trains and the optimizers have the generator's parameters.
@@ -244,21 +264,7 @@ class HypernetCallback(_Base):
         self.hypernet.training = True
         self.hypernet.generator.train()
         self.takes_two_passes = takes_two_passes(self.backward, self.deal != "inputs", self.hypernet, _is_scaled(trainer))
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        trained = [parameter for group in groups for parameter in group["params"]]
-        generated = self.hypernet.executor.replaced(trained)
-        if generated:
-            raise ValueError(
-                f"an optimizer of {type(pl_module).__name__} was made before fit, of {', '.join(generated[:3])} and others of "
-                f"{self.target!r}, which are generated now: make it in configure_optimizers, of self.parameters()"
-            )
-        known = {id(parameter) for parameter in trained}
-        if not all(id(parameter) in known for parameter in self.hypernet.parameters() if parameter.requires_grad):
-            warnings.warn(
-                f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {self.target!r}; build them "
-                "in configure_optimizers from self.parameters()",
-                stacklevel=2,
-            )
+        check_optimizers(trainer.optimizers, pl_module, self.hypernet, self.target)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let copies of the Hypernet that were made since follow it, as a teacher made in `on_fit_start` does."""
@@ -288,11 +294,13 @@ class HypernetCallback(_Base):
         if not (hypernet.training and trainer.training):
             return original(*args, **kwargs)
         if not pl_module.automatic_optimization:
-            if self.context is not None:
-                raise RuntimeError("under manual optimization open hypernet.step(context=...) yourself; leave out context=")
+            if self.context is not None or self.conditions is not None:
+                raise RuntimeError(
+                    "under manual optimization open hypernet.step(context=...) yourself; leave out context and conditions"
+                )
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
-        with hypernet.step(None if self.context is None else self.context(batch)):
+        with condition_of(hypernet, self.context, batch):
             passes = TwoPasses(hypernet, diversity) if self.takes_two_passes else None
             if self.deal == "inputs":
                 with hypernet.executor.feed.of(batch):
@@ -309,10 +317,15 @@ class HypernetCallback(_Base):
             self._drawn = hypernet.population
             if hypernet.population.targets is None:
                 hypernet.population.targets = targets_of(batch)
-            self._check_reduction(hypernet.population)
+            if not self._checked:
+                self._checked = check_joined(hypernet, hypernet.population)
+            penalty = None if hypernet.conditions is None else hypernet.conditions.penalty(hypernet.population)
+            if penalty is not None:
+                loss = loss + penalty
+                self._log(trainer, pl_module, "penalty", penalty.detach())
             if diversity.losses:
                 values = (passes and passes.values) or diversity(hypernet.population)
-                loss = loss + diversity.total(values)
+                loss = loss + diversity.total(values, weights_of(hypernet))
                 for name, value in values.items():
                     self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -326,17 +339,6 @@ class HypernetCallback(_Base):
         prefix = f"hypernet/{self.target}/" if several else "hypernet/"
         ranks = trainer.world_size > 1
         pl_module.log(f"{prefix}{name}", value, on_step=not ranks, on_epoch=ranks, sync_dist=ranks)
-
-    def _check_reduction(self, population: Population) -> None:
-        """See, at the first step, that the way members are joined fits the targets."""
-        name, _ = check_reduction(self.hypernet.reduce)
-        if self._checked or name in (None, "mean") or not isinstance(population.targets, Tensor) or population.batch is None:
-            return
-        self._checked = True
-        with torch.no_grad():
-            outputs = self.hypernet.executor.stacked(population.networks.some(slice(1)), population.batch.head(2))
-        if isinstance(outputs, Tensor):
-            refuse_regression(name, outputs[0], population.targets[:2], "reduce =")
 
     def _validated(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any

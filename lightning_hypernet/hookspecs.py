@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_hypernet.conditions import Condition
 from lightning_hypernet.diversity import DiversityLoss
 from lightning_hypernet.generator import Extractor, Prior, WeightDistribution
 from lightning_hypernet.markers import hookspec
@@ -23,6 +24,11 @@ from lightning_hypernet.target.filters import Rule
 @hookspec
 def hypernet_register_diversity(register: Callable[[str, type[DiversityLoss]], None]) -> None:
     """Call ``register(name, cls)`` for every diversity loss; ``diversity={name: weight}`` then chooses it."""
+
+
+@hookspec
+def hypernet_register_conditions(register: Callable[[str, type[Condition]], None]) -> None:
+    """Call ``register(name, cls)`` for every condition, made as ``cls(range, **options)``; see `conditions` of the callback."""
 
 
 @hookspec

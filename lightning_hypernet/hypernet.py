@@ -19,7 +19,6 @@ from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
 from lightning_hypernet.plugins import plugins_with
-from lightning_hypernet.population import Population
 from lightning_hypernet.sampler import config_of, counts_of
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
@@ -177,8 +176,10 @@ class Hypernet(StepSampler):
         else:
             arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
-            self.executor.feed.note(args, kwargs)
-            self._note_inputs(population, arguments)
+            population.batch = population.batch or arguments
+            if self._noted:
+                self.executor.feed.note(args, kwargs)
+                self._note_inputs(arguments)
         if self.alone is not None or (not arguments.tensors and (dealt or method != "forward")):
             return self.executor.single(population.networks, arguments, method, self.alone or 0)
         if dealt:
@@ -188,8 +189,7 @@ class Hypernet(StepSampler):
         self.part_calls.note(method, arguments.tensors, outputs, joined)
         return joined
 
-    def _note_inputs(self, population: Population, arguments: Arguments) -> None:
-        population.batch = population.batch or arguments
+    def _note_inputs(self, arguments: Arguments) -> None:
         self.symmetries.examples = self.symmetries.examples or self._few(arguments).map(torch.clone)
         self.executor.statistics.note_frozen()
         self.symmetries.train_with(self.executor.statistics.frozen_norms)

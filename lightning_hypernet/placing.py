@@ -13,8 +13,10 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
+from lightning_hypernet.conditions import Conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.target.backends import Loop
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import guess
 
@@ -325,6 +327,28 @@ def averages_of(trainer: pl.Trainer, hypernet: Hypernet) -> list[Hypernet]:
     held = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
     modules = [module for value in held if isinstance(value, nn.Module) for module in value.modules()]
     return [one for one in modules if isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet)]
+
+
+def set_conditions(hypernet: Hypernet, conditions: Conditions | None) -> None:
+    """Give a Hypernet the conditions that its networks are generated for.
+
+    Raises:
+        ValueError: If they set what networks that run at once can't have each for itself, or weigh a loss that is not there.
+    """
+    hypernet.conditions = conditions
+    if conditions is None:
+        return
+    context = conditions.best(conditions.starting())[None]
+    backend = hypernet.executor.backend
+    places = [".".join(place) for place in conditions.settings(context)]
+    if places and backend is not None and type(backend) is not Loop:
+        raise ValueError(
+            f"conditions set {places[0]} of every network, which the backend {hypernet.options['execution']!r} shares among "
+            "them: set execution='loop' or 'auto'"
+        )
+    losses = getattr(hypernet.diversity, "losses", {})
+    if odd := [name for name in conditions.weights(context) if name not in losses]:
+        raise ValueError(f"a condition weighs the diversity loss {odd[0]!r}, and there are {', '.join(losses) or 'none'}")
 
 
 def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import pluggy
 from torch import nn
 
-from lightning_hypernet import diversity, generator, hookspecs, presets
+from lightning_hypernet import conditions, diversity, generator, hookspecs, presets
+from lightning_hypernet.conditions import Condition, read_range
 from lightning_hypernet.diversity import DiversityLoss, WeightedDiversity
 from lightning_hypernet.generator import Extractor, Prior, WeightDistribution
 from lightning_hypernet.markers import PROJECT
@@ -31,7 +32,7 @@ from lightning_hypernet.values import guess, read_options, real, several, unknow
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
 
-_BUILT_IN = (layers, backends, gauge, generator, diversity, presets)
+_BUILT_IN = (layers, backends, gauge, generator, diversity, conditions, presets)
 _HOOKS = {
     "prior": "hypernet_register_priors",
     "generator": "hypernet_register_extractors",
@@ -84,6 +85,7 @@ class Plugins:
 
     def __init__(self, given: Sequence[object] = ()) -> None:
         self.losses: Registry[type[DiversityLoss]] = Registry("diversity loss", _subclass_of(DiversityLoss))
+        self.conditions: Registry[type[Condition]] = Registry("condition", _subclass_of(Condition))
         self.priors: Registry[type[Prior]] = Registry("prior", _subclass_of(Prior))
         self.extractors: Registry[type[Extractor]] = Registry("extractor", _subclass_of(Extractor))
         self.distributions: Registry[type[WeightDistribution]] = Registry(
@@ -113,6 +115,7 @@ class Plugins:
         """The registries by the hooks that fill them."""
         return {
             "hypernet_register_diversity": self.losses,
+            "hypernet_register_conditions": self.conditions,
             "hypernet_register_priors": self.priors,
             "hypernet_register_extractors": self.extractors,
             "hypernet_register_distributions": self.distributions,
@@ -275,6 +278,30 @@ class Plugins:
             arguments[name] = given = read_options(loss, given)
             losses[name] = made("diversity loss", name, loss, **given)
         return WeightedDiversity(losses, weights, arguments)
+
+    def build_conditions(self, chosen: Mapping[str, Condition | Mapping[str, Any]] | None) -> dict[str, Condition]:
+        """Build the chosen conditions.
+
+        Args:
+            chosen: For every name a condition; or a mapping with the ``name`` of one, its ``range`` and options.
+
+        Raises:
+            ValueError: If a name is unknown, or a range is none.
+            TypeError: If the options do not fit the condition.
+        """
+        if chosen is not None and not (isinstance(chosen, Mapping) and chosen):
+            raise TypeError(f"conditions must be a mapping of names to conditions, not {chosen!r}")
+        built = {}
+        for key, one in (chosen or {}).items():
+            if isinstance(one, Condition):
+                built[key] = one
+                continue
+            make, options = self.conditions.chosen(one)
+            if "range" not in options:
+                raise TypeError(f"the condition {key!r} has no range: give it one, as {{'log_uniform': [1e-4, 1]}}")
+            options["range"] = read_range(key, options["range"])
+            built[key] = made("condition", key, make, **options)
+        return built
 
     def backend(self, execution: str | Mapping[str, Any]) -> Backend | None:
         """The backend of a name, or of a mapping with its ``name`` and options; None for ``"auto"``."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_hypernet.conditions import Conditions
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.groups import GroupedNetworks, GroupedPopulation, leaf_latents
@@ -21,7 +22,8 @@ from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import whole
 
-_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together")
+_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together",
+            "_noted")  # fmt: skip
 
 
 class StepSampler(MemberSampler):
@@ -32,6 +34,7 @@ class StepSampler(MemberSampler):
 
     samples: int
     smallest: int
+    conditions: Conditions | None = None
 
     def leave_step(self) -> None:
         """Be outside of any step, with nothing drawn."""
@@ -40,6 +43,7 @@ class StepSampler(MemberSampler):
         self._context: Tensor | None = None
         self.alone: int | None = None
         self._together: int | None = None
+        self._noted = True
         self._leader: weakref.ref[StepSampler] | None = None
         self._following: tuple[Population, Snapshot, Population] | None = None
         self.part_calls = PartCalls()
@@ -64,11 +68,23 @@ class StepSampler(MemberSampler):
     def _populated(self, latents: Latents, together: int | None) -> Population:
         """The networks of latents: all have weights, or some at a time."""
         if together is None:
-            return self.populate(latents)
+            population = self.populate(latents)
+            if self.conditions is not None and latents.context is not None:
+                population.networks.settings = self.conditions.settings(latents.context)
+            return population
         assert isinstance(self.generator, Generator)
         networks = GroupedNetworks(self.executor.replicas, self.generator, latents, together)
         own = (self.banks, self.symmetries.gauge, self.components)
         return GroupedPopulation(leaf_latents(latents), networks, *own, examples=self.symmetries.examples)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, the statistics of members don't take the inputs of training calls for training data."""
+        self._noted = False
+        try:
+            yield
+        finally:
+            self._noted = True
 
     @contextmanager
     def in_groups(self, together: int | None) -> Iterator[None]:
@@ -78,6 +94,40 @@ class StepSampler(MemberSampler):
             yield
         finally:
             self._together = None
+
+    @property
+    def hyperparameters(self) -> dict[str, Tensor]:
+        """The values of the conditions in this step, ``(samples,)`` or ``(samples, count)``.
+
+        Under ``deal="batch"`` they are the one network's own, ``()`` or ``(count,)``.
+
+        Raises:
+            RuntimeError: Outside of a training step, or without conditions.
+        """
+        if self.conditions is None or self._context is None:
+            raise RuntimeError("there are hyperparameters in a training step, of a HypernetCallback with conditions, alone")
+        values = self.conditions.values(self._context)
+        return values if self.alone is None else {name: value[self.alone] for name, value in values.items()}
+
+    def of_examples(self, values: Tensor) -> Tensor:
+        """For every example that the target was called with in this step what its network has.
+
+        Args:
+            values: ``(samples, ...)``.
+
+        Returns:
+            ``(batch, ...)``; ``(...)`` of the one network under ``deal="batch"``.
+
+        Raises:
+            RuntimeError: Before the target was called.
+        """
+        if self.alone is not None:
+            return values[self.alone]
+        batch = None if self.population is None else self.population.batch
+        if batch is None:
+            raise RuntimeError("which examples a network has is known once the target was called in training")
+        sizes = torch.tensor(batch.sizes or [batch.batch], device=values.device)
+        return values[: len(sizes)].repeat_interleave(sizes, 0)
 
     @contextmanager
     def step(self, context: Tensor | None = None) -> Iterator[None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,8 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.population import Population
+from lightning_hypernet.target.reduction import check_reduction, refuse_regression
 from lightning_hypernet.two_passes import TwoPasses
 
 _TARGET_KEYS = ("targets", "target", "labels", "label", "y")
@@ -35,17 +39,17 @@ class Step:
         self.before = vars(pl_module).get(name)
         original = getattr(pl_module, name)
         functools.update_wrapper(self, original)
-        self.around, self._pl_module, self._original, self._name = around, pl_module, original, name
+        self.around, self._pl_module, self.original, self._name = around, pl_module, original, name
         setattr(pl_module, name, self)
 
     @property
     def __code__(self) -> Any:
         """That of the step, which trainers compare to see whether there is one."""
-        return self._original.__code__
+        return self.original.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step."""
-        return self.around(self._pl_module.trainer, self._pl_module, self._original, *args, **kwargs)
+        return self.around(self._pl_module.trainer, self._pl_module, self.original, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _own_step(memo.get(id(self._pl_module), self._pl_module), self._name)
@@ -64,6 +68,15 @@ def go_around(around: Callable[..., Any], pl_module: pl.LightningModule, name: s
     Step(around, pl_module, name)
 
 
+def original_step(pl_module: pl.LightningModule, name: str) -> Callable[..., Any]:
+    """A step as it is without what callbacks have put around it."""
+    step: Any = getattr(pl_module, name)
+    while isinstance(step, Step):
+        step = step.original
+    called: Callable[..., Any] = step
+    return called
+
+
 def give_back_steps(pl_module: nn.Module) -> None:
     """Put the steps back that a LightningModule had."""
     for name, step in [(name, value) for name, value in vars(pl_module).items() if isinstance(value, Step)]:
@@ -78,6 +91,25 @@ def give_back_steps(pl_module: nn.Module) -> None:
 def _own_step(pl_module: pl.LightningModule, name: str) -> Any:
     """The step of a module's class."""
     return types.MethodType(getattr(type(pl_module), name), pl_module)
+
+
+@contextmanager
+def condition_of(hypernet: Hypernet, context: Callable[[Any], Tensor] | None, batch: Any) -> Iterator[None]:
+    """Within, a training step runs, whose networks have conditions: drawn, or as a function gives them of the batch."""
+    conditions = hypernet.conditions
+    if conditions is None:
+        with hypernet.step(None if context is None else context(batch)):
+            yield
+        return
+    drawn = conditions.draw(hypernet.samples)
+    with hypernet.step(drawn.to(hypernet.members.stored.context)), conditions.around_step(drawn, hypernet.of_examples):
+        yield
+
+
+def weights_of(hypernet: Hypernet) -> dict[str, Tensor]:
+    """The weights of diversity losses in this step that are conditions."""
+    context = None if hypernet.population is None else hypernet.population.latents.context
+    return {} if hypernet.conditions is None or context is None else hypernet.conditions.weights(context)
 
 
 def call_step(step: Callable[..., Any], target: str, *args: Any, **kwargs: Any) -> Any:
@@ -183,6 +215,38 @@ def _averaged_logs(pl_module: pl.LightningModule) -> Iterator[_Logs]:
         pl_module.log(name, values[-1] if isinstance(mean, list) else mean, *options.pop("args"), **options)
 
 
+@contextmanager
+def unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Within, what is logged is forgotten."""
+    before = {name: vars(pl_module)[name] for name in ("log", "log_dict") if name in vars(pl_module)}
+    for name in ("log", "log_dict"):
+        setattr(pl_module, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name in ("log", "log_dict"):
+            delattr(pl_module, name)
+        for name, value in before.items():
+            setattr(pl_module, name, value)
+
+
+def step_on(hypernet: Hypernet, pl_module: pl.LightningModule, name: str, deal: str | Split, batch: Any) -> Any:
+    """What a step of a LightningModule returns for a batch, of the networks of the present step of the Hypernet.
+
+    Args:
+        hypernet: The Hypernet.
+        pl_module: The LightningModule.
+        name: Which step.
+        deal: As of `HypernetCallback`.
+        batch: The batch; the first of the first loader, for a step that takes their numbers.
+    """
+    step = original_step(pl_module, name)
+    numbers = [0] * (len(inspect.signature(step).parameters) - 1)
+    if deal == "inputs":
+        return step(batch, *numbers)
+    return dealt_step(hypernet, pl_module, step, None if isinstance(deal, str) else deal, None, batch, *numbers)
+
+
 def manual_step(hypernet: Hypernet, diversity: WeightedDiversity, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a step under manual optimization.
 
@@ -238,6 +302,42 @@ def _not_finite(batch: Any) -> str:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             return f"{'NaN' if leaf.isnan().any() else 'infinite numbers'} at batch{''.join(map(str, path))}"
     return ""
+
+
+def check_optimizers(optimizers: Sequence[Any], pl_module: pl.LightningModule, hypernet: Hypernet, target: str) -> None:
+    """See that the optimizers have the Hypernet's parameters, and none that are generated.
+
+    Raises:
+        ValueError: If an optimizer has parameters that are generated now.
+    """
+    trained = [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
+    generated = hypernet.executor.replaced(trained)
+    if generated:
+        raise ValueError(
+            f"an optimizer of {type(pl_module).__name__} was made before fit, of {', '.join(generated[:3])} and others of "
+            f"{target!r}, which are generated now: make it in configure_optimizers, of self.parameters()"
+        )
+    known = {id(parameter) for parameter in trained}
+    if not all(id(parameter) in known for parameter in hypernet.parameters() if parameter.requires_grad):
+        warnings.warn(
+            f"the optimizers of {type(pl_module).__name__} miss parameters of the Hypernet at {target!r}; build them "
+            "in configure_optimizers from self.parameters()",
+            stacklevel=3,
+        )
+
+
+def check_joined(hypernet: Hypernet, population: Population) -> bool:
+    """See that the way members are joined fits the targets; whether that could be seen, or needs not to be."""
+    name, _ = check_reduction(hypernet.reduce)
+    if name in (None, "mean"):
+        return True
+    if not isinstance(population.targets, Tensor) or population.batch is None:
+        return False
+    with torch.no_grad():
+        outputs = hypernet.executor.stacked(population.networks.some(slice(1)), population.batch.head(2))
+    if isinstance(outputs, Tensor):
+        refuse_regression(name, outputs[0], population.targets[:2], "reduce =")
+    return True
 
 
 def targets_of(batch: Any) -> Any:

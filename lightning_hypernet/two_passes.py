@@ -203,6 +203,8 @@ def takes_two_passes(backward: str, dealt: bool, hypernet: Hypernet, scaled: boo
     assert isinstance(diversity, WeightedDiversity)
     check_backward(backward, dealt, diversity)
     splits = isinstance(generator, Generator) and type(generator).forward is Generator.forward
+    if hypernet.conditions is not None:
+        return False
     if backward == "auto":
         large = hypernet.samples * _bytes(hypernet) > LARGE
         return large and dealt and splits and not scaled and not _reading_outputs(diversity)

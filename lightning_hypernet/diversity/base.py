@@ -84,10 +84,17 @@ class WeightedDiversity(nn.Module):
             values[name] = value
         return values
 
-    def total(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Weigh the values of `forward` and add them."""
-        weighted = {name: self.weights[name] * value for name, value in values.items()}
+    def total(self, values: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Weigh the values of `forward` and add them.
+
+        Args:
+            values: For every name its value.
+            weights: What takes the place of some weights.
+        """
+        chosen: dict[str, Any] = {**self.weights, **(weights or {})}
+        weighted = {name: chosen[name] * value for name, value in values.items()}
         for name, value in weighted.items():
             if not value.isfinite():
-                raise ValueError(f"the diversity loss {name!r} times its weight {self.weights[name]:g} is infinite: lower it")
-        return sum(weighted.values())  # type: ignore[return-value]
+                raise ValueError(f"the diversity loss {name!r} times its weight {float(chosen[name]):g} is infinite: lower it")
+        total: Tensor = sum(weighted.values())
+        return total

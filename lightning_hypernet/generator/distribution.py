@@ -54,6 +54,9 @@ class WeightDistribution(nn.Module, ABC):
     def forward(self, latents: Latents) -> dict[str, Tensor]:
         """Map S latents to weights ``{name: (S, *shape)}`` of every generated parameter, contiguous, in the target's type."""
 
+    def focus(self, center: Tensor, spread: float) -> None:
+        """See where conditions will lie: near a center ``(context_dim,)``, a standard deviation apart; by itself ignored."""
+
     def of_banks(self) -> Sequence[nn.Module]:
         """What makes the filters of every bank, for summaries; empty if one module makes them all."""
         return ()

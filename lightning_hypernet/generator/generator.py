@@ -58,11 +58,22 @@ class Generator(WeightDistribution):
             WeightGenerator(bank, values, self.hidden.outputs, config.widths(index, len(banks)), components, config)
             for index, (bank, values) in enumerate(zip(banks, filters, strict=True))
         )
-        self.conditioner = Conditioner(setting.context_dim, banks) if setting.context_dim else None
+        self.conditioner = self._conditioner(setting.context_dim)
         self._warm_up(setting.first)
         if config.start == "pretrained":
             self._keep_means(setting.first.to(next(self.parameters())), filters)
         self.to(dtypes.pop())
+
+    def _conditioner(self, context_dim: int) -> Conditioner | None:
+        widths = [generate.head.in_features for generate in self.weight_generators if isinstance(generate, WeightGenerator)]
+        return Conditioner(context_dim, self.banks, widths) if context_dim else None
+
+    @torch.no_grad()
+    def focus(self, center: Tensor, spread: float) -> None:
+        """Learn how weights respond to conditions near a center ``(context_dim,)``, that differ by a standard deviation."""
+        if self.conditioner is not None:
+            self.conditioner.center.copy_(center)
+            self.conditioner.spread.fill_(spread)
 
     @torch.no_grad()
     def _warm_up(self, first: Latents) -> None:
@@ -136,7 +147,9 @@ class Generator(WeightDistribution):
         pairs = zip(self.weight_generators, self._of_banks(self.codes(latents)), strict=True)
         features = [generate.features(code) for generate, code in pairs]  # type: ignore[operator]
         if self.conditioner is not None and latents.context is not None:
-            features.append(self.conditioner.features(latents.context))
+            given = self.conditioner.features(latents.context)
+            features = [self.conditioner.gate(given, one, bank) for bank, one in enumerate(features)]
+            features.append(given)
         return features
 
     def weights(

@@ -278,7 +278,9 @@ class Executor:
     def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> Callable[[], list[Any]]:
         habits, loop, backend = self.replicas.habits, BACKENDS["loop"], self.backend
         if backend is None:
-            backend = loop if habits.keeps_state else BACKENDS[self.choices.of(networks, arguments, method)]
+            backend = (
+                loop if habits.keeps_state or networks.settings else BACKENDS[self.choices.of(networks, arguments, method)]
+            )
         if type(backend) is Loop or not backend.takes(arguments):
             return functools.partial(loop.run, networks, arguments, method)
         return functools.partial(self._or_loop, backend, networks, arguments, method, chunk_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ ROUND = 64
 class Networks:
     """S networks of one target.
 
+    `settings` are numbers that every network's modules have for themselves, such as dropout rates: for the path of a module and
+    an attribute one number a network; to be set before the networks are first called.
+
     As long as something refers to them, the population that they were drawn in or the graph of what they returned, their
     replicas are theirs alone and keep their state. Then the replicas go back to the target's pool, without weights.
 
@@ -32,6 +35,7 @@ class Networks:
     def __init__(self, replicas: Replicas, weights: Tensors, buffers: Tensors | None = None) -> None:
         self.weights = weights
         self.buffers = dict(buffers or {})
+        self.settings: Mapping[tuple[str, str], Sequence[float]] = {}
         self.replicas = replicas
         self._changed: dict[str, Tensor] = {}
         self._held: list[Replica] = []
@@ -51,10 +55,13 @@ class Networks:
 
     def some(self, index: slice | Tensor) -> Networks:
         """Some of the networks, n of S, in replicas of their own."""
-        return self.others(
+        others = self.others(
             {name: value[index] for name, value in self.weights.items()},
             {name: value[index] for name, value in self.buffers.items()},
         )
+        places = torch.arange(len(self), device=index.device if isinstance(index, Tensor) else None)[index].tolist()
+        others.settings = {key: [numbers[place] for place in places] for key, numbers in self.settings.items()}
+        return others
 
     def at(self, index: int) -> tuple[Networks, int]:
         """The networks that one of them runs with, and its place among them."""
@@ -89,6 +96,8 @@ class Networks:
         missing = range(len(self._held), count)
         for index, replica in zip(missing, self.replicas.take(len(missing)), strict=True):
             replica.install(self._rows[index], self._own_of(index))
+            for (path, name), numbers in self.settings.items():
+                setattr(replica.module.get_submodule(path), name, numbers[index])
             self._held.append(replica)
 
     def settle(self, written: bool) -> None:

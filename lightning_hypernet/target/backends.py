@@ -180,7 +180,7 @@ class Blocked(Backend):
 
     def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
         """Whether there are images, or blocks."""
-        return has_images(arguments) or may_block(replicas.template, arguments)
+        return has_images(replicas.template, arguments) or may_block(replicas.template, arguments)
 
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None
@@ -192,18 +192,21 @@ class Blocked(Backend):
         """
         habits, replicas = networks.replicas.habits, networks.replicas
         whole = habits.keeps_state or bool(habits.seen.get(replicas.run_of(method)))  # state or buffers count the calls
-        change = channels_first if has_images(arguments) else lambda leaf: leaf
-        arguments = arguments.changed(channels_last)
+        images = has_images(replicas.template, arguments)
+        if images:
+            arguments = arguments.changed(channels_last)
         if habits.watch is not None or whole or not may_block(replicas.template, arguments):
-            return [tree_map(change, one) for one in Loop().run(networks, arguments, method)]
+            outputs = Loop().run(networks, arguments, method)
+            return [tree_map(channels_first, one) for one in outputs] if images else outputs
         blocks = blocks_of(arguments)
-        outputs: list[list[Any]] = [[] for _ in range(len(networks))]
-        for index, found in enumerate(outputs):
+        parts: list[list[Any]] = [[] for _ in range(len(networks))]
+        for index, found in enumerate(parts):
             networks.hold(index + 1)
             for block in blocks:
                 args, kwargs = block.of(index, habits.input)
                 found.append(networks.call(index, method, args, kwargs))
-        return [tree_map(change, put_together(found, blocks)) for found in outputs]
+        outputs = [put_together(found, blocks) for found in parts]
+        return [tree_map(channels_first, one) for one in outputs] if images else outputs
 
 
 def is_cast() -> bool:

@@ -15,6 +15,9 @@ from lightning_hypernet.target.arguments import Arguments
 BLOCK = 256
 """Examples in a block."""
 
+_CHANNELS = 64
+"""Channels from which on the gradient of a strided convolution of single pixels is safe with channels last; 16 by trial."""
+
 
 def may_block(template: nn.Module, arguments: Arguments) -> bool:
     """Whether a batch may be run block by block: it is long, nothing trains, and no hook counts the calls."""
@@ -25,9 +28,18 @@ def may_block(template: nn.Module, arguments: Arguments) -> bool:
     return not any(one.training or one._forward_hooks or one._forward_pre_hooks for one in template.modules())
 
 
-def has_images(arguments: Arguments) -> bool:
+def has_images(template: nn.Module, arguments: Arguments) -> bool:
     """Whether an input may have its channels last."""
+    if torch.is_grad_enabled() and any(_overruns(one) for one in template.modules()):
+        return False
     return any(_is_images(leaf) and leaf.is_contiguous() for leaf in arguments.tensors)
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether torch's gradient of a layer writes past its memory where channels lie last, as it does on CPUs."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels // module.groups < _CHANNELS
 
 
 def channels_last(leaf: Any) -> Any:

@@ -212,6 +212,22 @@ def test_a_call_is_cut_along_the_batch_alone():
         assert kwargs["shared"] is shared
 
 
+@pytest.mark.parametrize("channels", [3, 16])
+def test_gradients_that_overrun_their_memory_are_not_taken(channels):
+    """torch's own for a strided convolution of single pixels and few channels, where these lie last."""
+    layouts = []
+    target = nn.Sequential(nn.Conv2d(channels, 64, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+    target[0].register_forward_pre_hook(lambda _, args: layouts.append(args[0].is_contiguous()))
+    hypernet = Hypernet(target, samples=2, members=2, execution="blocked")
+    x = torch.randn(4, channels, 24, 24)
+    for _ in range(3):
+        hypernet.train()(x).sum().backward()
+    assert layouts and all(layouts)
+    with torch.no_grad():
+        hypernet.eval()(x)
+    assert not layouts[-1]
+
+
 def test_images_alone_change_their_layout():
     x = torch.randn(2, 3, 5, 5)
     assert channels_last(x).is_contiguous(memory_format=torch.channels_last)

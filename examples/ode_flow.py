@@ -79,13 +79,13 @@ class Flow:
     Args:
         hypernet: Makes the weights; of context_dim 1.
         field: Its target, or a module like it: maps points ``(batch, d)`` to velocities.
-        steps: Steps of the midpoint rule, whose times are known, so that all weights are made in one pass. None: the adaptive
-            solver dopri5, for which weights are made at each of its calls.
+        steps: Steps of the Runge-Kutta rule of order 4, whose times are known, so that all weights are made in one pass. None:
+            the adaptive solver dopri5, for which weights are made at each of its calls.
         solver: `odeint` or `odeint_adjoint`.
     """
 
     def __init__(
-        self, hypernet: Hypernet, field: nn.Module, steps: int | None = 16, solver: Callable[..., tuple[Tensor, ...]] = odeint
+        self, hypernet: Hypernet, field: nn.Module, steps: int | None = 10, solver: Callable[..., tuple[Tensor, ...]] = odeint
     ) -> None:
         self.hypernet, self.field, self.steps, self.solver = hypernet, field, steps, solver
 
@@ -106,13 +106,13 @@ class Flow:
         if self.steps is None:
             parameters = tuple(self.hypernet.parameters())
         else:
-            table = self.weights(latents, torch.linspace(0, 1, 2 * self.steps + 1).to(points))
+            table = self.weights(latents, torch.linspace(0, 1, 3 * self.steps + 1).to(points))
             parameters = tuple(table.values())
-            options = {"method": "midpoint", "options": {"step_size": 1 / self.steps}}
+            options = {"method": "rk4", "options": {"step_size": 1 / self.steps}}
 
         def velocity(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             made = self.weights(latents, t[None]) if self.steps is None else table
-            index = 0 if self.steps is None else round(2 * self.steps * t.item())
+            index = 0 if self.steps is None else round(3 * self.steps * t.item())
             return with_trace(self.field, {name: value[index] for name, value in made.items()}, state[0])
 
         if self.solver is odeint_adjoint:
@@ -199,7 +199,7 @@ def gaussian_nll(points: Tensor) -> float:
     return -best.log_prob(points).mean().item()
 
 
-def train(flow: Flow, steps: int, batch: int, lr: float, faster: float = 20.0) -> None:
+def train(flow: Flow, steps: int, batch: int, lr: float, faster: float = 8.0) -> None:
     """Maximise the likelihood of fresh points; every step draws networks anew, and each sees its part of the points.
 
     What time changes in the weights is small beside them and starts at zero, so that it learns `faster` than the rest.
@@ -253,14 +253,14 @@ def draw(flow: Flow, latents: Latents, data: Tensor, path: Path, size: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
     parser.add_argument("--batch", type=int, default=256, help="points of a training step")
     parser.add_argument("--samples", type=int, default=1, help="networks of a training step")
     parser.add_argument("--networks", type=int, default=8, help="flows that are evaluated")
     parser.add_argument("--held-out", type=int, default=2000, help="points that they are evaluated on")
-    parser.add_argument("--grid", type=int, default=121, help="points along each axis of the picture's density")
+    parser.add_argument("--grid", type=int, default=81, help="points along each axis of the picture's density")
     parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--faster", type=float, default=20.0, help="learning rate of what time changes, relative to the rest")
+    parser.add_argument("--faster", type=float, default=8.0, help="learning rate of what time changes, relative to the rest")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of the picture")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -272,16 +272,19 @@ def main() -> None:
     flow = Flow(hypernet, field)
     train(flow, options.steps, options.batch, options.lr, options.faster)
     held_out, latents = circles(options.held_out, 10**6), hypernet.draw(options.networks)
-    each, joined = mixture(flow, latents, held_out)
-    exact = mixture(Flow(hypernet, field, steps=None), latents, held_out)[1]
-    draw(flow, latents, held_out, options.out / "ode_flow.png", options.grid)
+    exact = Flow(
+        hypernet, field, steps=None
+    )  # a flow can learn to profit from the errors of the solver that it is trained with
+    each, joined = mixture(exact, latents, held_out)
+    fixed = mixture(flow, latents, held_out)[1]
+    draw(exact, latents, held_out, options.out / "ode_flow.png", options.grid)
     print(f"wrote {options.out / 'ode_flow.png'}")
     for name, value in figures.items():
         print(f"{name}: {value:.1e}")
     print(f"gaussian_nll: {gaussian_nll(held_out):.4f}")
     print(f"flow_nll: {-each.mean().item():.4f}")
     print(f"mixture_nll: {-joined.mean().item():.4f}")
-    print(f"mixture_nll_adaptive: {-exact.mean().item():.4f}")
+    print(f"mixture_nll_of_fixed_steps: {-fixed.mean().item():.4f}")
 
 
 if __name__ == "__main__":

@@ -251,8 +251,8 @@ def test_the_example_prints_its_figures_and_draws(tmp_path, monkeypatch, capsys)
     printed = [line.split(": ") for line in capsys.readouterr().out.splitlines() if ": " in line]
     figures = {name: float(value) for name, value in printed}
     assert all(figures.pop(name) < 1e-5 for name in list(figures) if name.startswith("block"))
-    assert list(figures) == ["gaussian_nll", "flow_nll", "mixture_nll", "mixture_nll_adaptive"]
-    assert figures["mixture_nll_adaptive"] == pytest.approx(figures["mixture_nll"], abs=0.02)
+    assert list(figures) == ["gaussian_nll", "flow_nll", "mixture_nll", "mixture_nll_of_fixed_steps"]
+    assert figures["mixture_nll_of_fixed_steps"] == pytest.approx(figures["mixture_nll"], abs=0.02)
     assert (tmp_path / "ode_flow.png").stat().st_size > 10_000
 
 

@@ -2,7 +2,7 @@
 
 First, gradients of a target that solves an equation: through the solver and by the adjoint, beside those of plain networks
 with the same weights. Then a flow from a normal distribution to two circles, whose field has other weights at every
-time. Prints its figures and draws samples, density and data. Two minutes on one core.
+time. Prints its figures and draws samples, density and data. About two minutes on one core.
 """
 
 import argparse
@@ -253,7 +253,7 @@ def draw(flow: Flow, latents: Latents, data: Tensor, path: Path, size: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--steps", type=int, default=450, help="training steps")
     parser.add_argument("--batch", type=int, default=256, help="points of a training step")
     parser.add_argument("--samples", type=int, default=1, help="networks of a training step")
     parser.add_argument("--networks", type=int, default=8, help="flows that are evaluated")

@@ -57,8 +57,18 @@ class StepSampler(MemberSampler):
         self.leave_step()
 
     def training_population(self) -> Population:
-        """The networks of this step, drawn if they were not yet; outside of a step new ones."""
+        """The networks of this step, drawn if they were not yet; outside of a step new ones.
+
+        Raises:
+            RuntimeError: If a backward pass asks for them when those of its forward are gone.
+        """
         if not self._steps or self.population is None:
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "a backward pass calls the target again, as adjoint solvers and activation checkpoints do, when the "
+                    "networks of its forward are gone: put the solver or the checkpoint inside the target, or open "
+                    "hypernet.step() around the forward and the backward pass"
+                )
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
                 latents = self.draw(whole("samples", self.samples), context=self._context)

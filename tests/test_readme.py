@@ -85,6 +85,12 @@ def test_importing_brings_lightning_with_the_callback_alone_and_needs_the_depend
     [
         pytest.param("custom_diversity.py", [], "mean cosine between sampled networks", marks=pytest.mark.slow),
         pytest.param("timm_resnet.py", ["--steps", "2", "--members", "2"], "2 plain resnets", marks=pytest.mark.slow),
+        pytest.param(
+            "ode_flow.py",
+            ["--steps", "2", "--networks", "2", "--grid", "11"],
+            "mixture_nll_of_fixed_steps: ",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("digits.py", ["--epochs", "2"], "both trainings saw 1,024 images", marks=pytest.mark.slow),
     ],
 )

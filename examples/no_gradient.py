@@ -1,8 +1,8 @@
 """Losses without a gradient: a toy whose gradient is known, and the 0-1 error of a linear classifier.
 
-The toys are that of RELAX (Grathwohl et al., 2018), E (b - t)^2 with b ~ Bernoulli(theta) and t = 0.499, and a step of
-a Gaussian. The classifier learns scikit-learn's breast cancer data from its errors alone, within a LightningModule. For both the
-variance of every estimator is printed. About a minute on one core.
+The toys are that of RELAX (Grathwohl et al., 2018), E (b - t)^2 with b ~ Bernoulli(theta) and t = 0.499, and a step
+function of a Gaussian. The classifier learns scikit-learn's breast cancer data from its errors alone, within a
+LightningModule. For both the variance of every estimator is printed. About a minute on one core.
 """
 
 import argparse

@@ -173,7 +173,7 @@ class Relaxed:
     conditional: Tensor
 
 
-def relaxed_bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Relaxed:
+def relaxed_bernoulli(logits: Tensor, generator: torch.Generator | None = None, coupled: bool = True) -> Relaxed:
     r"""Draw Bernoulli latents with :math:`p = \operatorname{sigmoid}(\text{logits})`.
 
     .. math:: z = \text{logits} + \log \frac{u}{1 - u}, \quad b = [z > 0], \quad
@@ -182,20 +182,23 @@ def relaxed_bernoulli(logits: Tensor, generator: torch.Generator | None = None) 
 
     Args:
         logits: ``(n, ...)``, of n draws.
-        generator: Of the uniform u and v; None: torch's global random numbers.
+        generator: Of the uniform numbers u, and v; None: torch's global random numbers.
+        coupled: Whether v is the constant with which both relaxed draws are the same number, which lowers the variance: their
+            gradients differ, and the part that they share cancels. False: v is drawn for itself.
     """
-    u, v = _uniform(logits, generator), _uniform(logits, generator)
+    u = _uniform(logits, generator)
     free = logits + u.logit()
     draw = (free > 0).to(logits).detach()
-    zero = torch.sigmoid(-logits)  # the probability of 0
-    inside = torch.where(draw > 0, zero + v * (1 - zero), v * zero)
+    one, zero = torch.sigmoid(logits), torch.sigmoid(-logits)
+    same = torch.where(draw > 0, (u - zero) / one, u / zero).detach().clamp(0, 1)
+    v = same if coupled else _uniform(logits, generator)
     tiny = torch.finfo(logits.dtype).eps
-    conditional = logits + inside.clamp(tiny, 1 - tiny).logit()
+    inside = torch.where(draw > 0, zero + v * one, v * zero).clamp(tiny, 1 - tiny)
     log_density = -F.binary_cross_entropy_with_logits(logits, draw, reduction="none")
-    return Relaxed(draw, log_density.reshape(len(logits), -1).sum(1), free, conditional)
+    return Relaxed(draw, log_density.reshape(len(logits), -1).sum(1), free, logits + inside.logit())
 
 
-def relaxed_categorical(logits: Tensor, generator: torch.Generator | None = None) -> Relaxed:
+def relaxed_categorical(logits: Tensor, generator: torch.Generator | None = None, coupled: bool = True) -> Relaxed:
     r"""Draw categorical latents with :math:`p = \operatorname{softmax}(\text{logits})` along the last axis, by Gumbel noise.
 
     .. math:: z_i = \log p_i - \log(-\log u_i), \quad b = \operatorname{argmax} z, \quad
@@ -203,16 +206,21 @@ def relaxed_categorical(logits: Tensor, generator: torch.Generator | None = None
 
     Args:
         logits: ``(n, ..., categories)``, of n draws.
-        generator: Of the uniform u and v; None: torch's global random numbers.
+        generator: As of `relaxed_bernoulli`.
+        coupled: Likewise.
     """
-    u, v = _uniform(logits, generator), _uniform(logits, generator)
     log_p = logits.log_softmax(-1)
-    free = log_p - (-u.log()).log()
+    free = log_p - (-_uniform(logits, generator).log()).log()
     draw = F.one_hot(free.argmax(-1), logits.shape[-1]).to(logits)
-    top = -v.log()
-    at_draw = (top * draw).sum(-1, keepdim=True)
-    others = -(top * (-log_p).exp() + at_draw).log()
-    conditional = torch.where(draw > 0, -top.log(), others)
+    if coupled:
+        rate, largest = (-free).exp(), (-free.amax(-1, keepdim=True)).exp()
+        waits = torch.where(draw > 0, rate, log_p.exp() * (rate - largest)).detach()
+    else:
+        waits = -_uniform(logits, generator).log()
+    waits = waits.clamp(min=torch.finfo(logits.dtype).tiny)
+    at_draw = (waits * draw).sum(-1, keepdim=True)
+    others = -(waits * (-log_p).exp() + at_draw).log()
+    conditional = torch.where(draw > 0, -waits.log(), others)
     return Relaxed(draw, (log_p * draw).reshape(len(logits), -1).sum(1), free, conditional)
 
 

@@ -40,13 +40,14 @@ def far(b):
     return (b - 3.0).square().reshape(len(b), -1).sum(1)
 
 
+@pytest.mark.parametrize("coupled", [True, False])
 @pytest.mark.parametrize("kind", ["rebar", "relax", "critic alone"])
-def test_relax_of_bernoulli_latents(kind):
+def test_relax_of_bernoulli_latents(kind, coupled):
     control = {"rebar": Control(far), "relax": Control(far, critic(2)), "critic alone": Control(critic=critic(2))}[
         kind
     ].double()
     own = rows(torch.tensor([0.4, -1.0]).double())
-    drawn = relaxed_bernoulli(own)
+    drawn = relaxed_bernoulli(own, coupled=coupled)
     (gradients,) = controlled(far(drawn.draw), drawn.log_density, control(drawn.free), [own], control(drawn.conditional))
     p = own[0].detach().sigmoid()
     exact = p * (1 - p) * (4.0 - 9.0)
@@ -56,7 +57,7 @@ def test_relax_of_bernoulli_latents(kind):
 
 def test_both_relaxed_draws_are_of_the_same_distribution_and_fit_the_draw():
     logits = torch.tensor([0.7, -0.3]).double().expand(N, 2)
-    drawn = relaxed_bernoulli(logits)
+    drawn = relaxed_bernoulli(logits, coupled=False)
     assert torch.equal(drawn.free > 0, drawn.draw > 0)
     assert torch.equal(drawn.conditional > 0, drawn.draw > 0)
     assert drawn.draw.mean(0).sub(logits[0].sigmoid()).abs().max() < 4.5 * 0.5 / N**0.5
@@ -68,7 +69,7 @@ def test_both_relaxed_draws_are_of_the_same_distribution_and_fit_the_draw():
 
 def test_categorical_draws_likewise():
     logits = torch.tensor([[0.7, -0.3, 0.1], [2.0, 0.0, 0.0]]).double().expand(N, 2, 3)
-    drawn = relaxed_categorical(logits)
+    drawn = relaxed_categorical(logits, coupled=False)
     for relaxed in (drawn.free, drawn.conditional):
         assert torch.equal(relaxed.argmax(-1), drawn.draw.argmax(-1))
     assert drawn.draw.mean(0).sub(logits[0].softmax(-1)).abs().max() < 4.5 * 0.5 / N**0.5
@@ -78,7 +79,8 @@ def test_categorical_draws_likewise():
     torch.testing.assert_close(drawn.log_density, expected)
 
 
-def test_relax_of_categorical_latents():
+@pytest.mark.parametrize("coupled", [True, False])
+def test_relax_of_categorical_latents(coupled):
     costs = torch.tensor([1.0, 4.0, -2.0]).double()
 
     def cost(b):
@@ -88,10 +90,23 @@ def test_relax_of_categorical_latents():
     p = logits.softmax(0)
     exact = p * (costs.square() - (p * costs.square()).sum())
     own, control = rows(logits), Control(cost, critic(3), SOFT).double()
-    drawn = relaxed_categorical(own)
+    drawn = relaxed_categorical(own, coupled=coupled)
     (gradients,) = controlled(cost(drawn.draw), drawn.log_density, control(drawn.free), [own], control(drawn.conditional))
     assert away(gradients, exact) < BOUND
     assert away(-gradients, exact) > 20
+
+
+@pytest.mark.parametrize("relaxed", [relaxed_bernoulli, relaxed_categorical])
+def test_coupled_draws_are_the_same_number_and_lower_the_variance(relaxed):
+    own, control = rows(torch.tensor([0.4, -1.0, 3.0]).double()), Control(critic=critic(3))
+    variances = []
+    for coupled in (True, False):
+        drawn = relaxed(own, coupled=coupled)
+        assert torch.allclose(drawn.free, drawn.conditional, atol=1e-6) == coupled
+        values = torch.zeros(N).double()
+        (found,) = controlled(values, drawn.log_density * 0, control(drawn.free), [own], control(drawn.conditional))
+        variances.append(found.var(0).sum())
+    assert variances[0] < 0.8 * variances[1]
 
 
 def test_lax_of_a_gaussian():

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_hypernet.generator.distribution import Setting
 from lightning_hypernet.generator.generator import Generator
@@ -86,7 +87,7 @@ class NoisyGenerator(Generator):
         Raises:
             ValueError: If a parameter is missing or has another shape.
         """
-        with apart([module for module in self.modules() if isinstance(module, nn.BatchNorm1d)]):
+        with apart([module for module in self.modules() if isinstance(module, _NormBase)]):
             means = super().forward(latents)
         if odd := [name for name, mean in means.items() if name not in weights or weights[name].shape != mean.shape]:
             raise ValueError(f"weights must hold {odd[0]} of shape {tuple(means[odd[0]].shape)}, for {len(latents)} networks")

@@ -69,6 +69,7 @@ class StepSampler(MemberSampler):
     def training_population(self) -> Population:
         """The networks of this step, drawn if they were not yet; outside of a step new ones."""
         if not self._steps or self.population is None:
+            self._begin()
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
                 latents = self.draw(whole("samples", self.samples), context=self._context)

@@ -150,6 +150,18 @@ def test_several_calls_of_several_sizes():
             net.surrogate(torch.rand(8))
 
 
+def test_networks_drawn_anew_within_a_step_have_their_own_density():
+    net = hypernet()
+    with net.step():
+        for _ in range(2):
+            net(torch.randn(8, 3).double())
+            values = torch.rand(8).double()
+            loss = net.surrogate(values, "none")
+            expected = by_hand(net, net.population, values, [2, 2, 2, 2], [0.0] * 4)
+            torch.testing.assert_close(flat(loss, net), flat(expected, net))
+            net.population = None
+
+
 def test_a_part_is_all_of_its_network():
     net = hypernet()
     for index, (part, _) in enumerate(net.deal(torch.randn(10, 3).double())):

@@ -237,6 +237,11 @@ class HypernetCallback(BaseCallback):
             set_conditions(hypernet, Conditions(self.conditions, hypernet.target))
         self._hypernet = hypernet
 
+    @property
+    def state_key(self) -> str:
+        """Tells this callback's state from that of one with another target."""
+        return self._generate_state_key(target=self.target)
+
     def state_dict(self) -> dict[str, Any]:
         """The random numbers of the conditions."""
         conditions = self._hypernet and self._hypernet.conditions

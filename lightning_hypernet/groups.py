@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.population import Population, some_parameters
+from lightning_hypernet.target.modes import apart
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.replicas import Replicas, version_of
 
@@ -244,7 +245,7 @@ def _once(generator: Generator, drawn: Latents) -> list[Tensor]:
     before = [(module, _versions(module)) for module in generator.modules()]
     changing: list[nn.Module] = []
     features: list[Tensor] = checkpoint(
-        generator.features, drawn, use_reentrant=False, context_fn=lambda: (nullcontext(), _apart(changing))
+        generator.features, drawn, use_reentrant=False, context_fn=lambda: (nullcontext(), apart(changing))
     )
     changing += [module for module, versions in before if versions != _versions(module)]
     return features
@@ -253,19 +254,6 @@ def _once(generator: Generator, drawn: Latents) -> list[Tensor]:
 def _versions(module: nn.Module) -> list[int]:
     """How often each buffer of a module itself was written to, as far as that is counted: a batch norm counts its batches."""
     return [version_of(value) for value in module.buffers(recurse=False)]
-
-
-@contextmanager
-def _apart(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, copies are in the place of the buffers of some modules."""
-    own = [(module, dict(module._buffers)) for module in modules]
-    for module, buffers in own:
-        module._buffers.update({key: None if value is None else value.clone() for key, value in buffers.items()})
-    try:
-        yield
-    finally:
-        for module, buffers in own:
-            module._buffers.update(buffers)
 
 
 def leaf_latents(latents: Latents) -> Latents:

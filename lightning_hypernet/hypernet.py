@@ -62,7 +62,8 @@ class Hypernet(StepSampler):
             fits.
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
-        distribution: Name of the weight distribution, or a mapping with its ``name`` and options.
+        distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
+            ``"noisy"``, which adds Gaussian noise and knows the density of weights (see `NoisyGenerator`).
         generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"adapter"``,
             ``"pretrained"``, ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields
             of `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.
@@ -173,6 +174,7 @@ class Hypernet(StepSampler):
             )
         if dealt and arguments.tensors:
             arguments = plans.deal(population.networks, args, kwargs, method, self.smallest)
+            self.note_dealt(arguments)
         else:
             arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
@@ -261,7 +263,7 @@ class Hypernet(StepSampler):
         with kept.building():
             _check_depth(kept)
             least = config_of(kept.options.get("generator"), plugins_with(plugins)).least(kept.options["latent_dim"])
-            if kept.options["distribution"] == "generator" and least > kept.numbers:
+            if _name(kept.options["distribution"]) in ("generator", "noisy") and least > kept.numbers:
                 raise ValueError(f"its generator asks for {least:,} numbers and more, where there are {kept.numbers:,}")
             hypernet = cls(target, plugins=plugins, **{**kept.options, **changes})
         kept.load_into(hypernet, changes)
@@ -273,6 +275,11 @@ class Hypernet(StepSampler):
 def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: Arguments) -> bool:
     packed = any(isinstance(one, PackedSequence) for one in (*args, *kwargs.values()))
     return bool(arguments.tensors) and not packed
+
+
+def _name(choice: Any) -> Any:
+    """The name in a choice."""
+    return choice.get("name") if isinstance(choice, Mapping) else choice
 
 
 def _check_depth(kept: Any) -> None:

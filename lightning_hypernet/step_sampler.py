@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from lightning_hypernet.conditions import Conditions
+from lightning_hypernet.estimators import BASELINES, MovingAverage, leave_one_out, score_function
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.groups import GroupedNetworks, GroupedPopulation, leaf_latents
 from lightning_hypernet.member_sampler import MemberSampler
 from lightning_hypernet.population import Population
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.batches import parts_of
 from lightning_hypernet.target.facade import PartCalls
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.snapshot import Snapshot
-from lightning_hypernet.values import whole
+from lightning_hypernet.values import choice, instance, whole
 
-_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together",
-            "_noted")  # fmt: skip
+_OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together", "_dealt",
+              "_density", "_noted")  # fmt: skip
 
 
 class StepSampler(MemberSampler):
@@ -36,6 +38,10 @@ class StepSampler(MemberSampler):
     smallest: int
     conditions: Conditions | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.averages: dict[str, MovingAverage] = {}
+
     def leave_step(self) -> None:
         """Be outside of any step, with nothing drawn."""
         self.population: Population | None = None
@@ -47,6 +53,13 @@ class StepSampler(MemberSampler):
         self._leader: weakref.ref[StepSampler] | None = None
         self._following: tuple[Population, Snapshot, Population] | None = None
         self.part_calls = PartCalls()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have nothing drawn, and no batch dealt out."""
+        self.population = None
+        self._dealt: dict[int, list[int]] = {}
+        self._density: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""
@@ -69,6 +82,7 @@ class StepSampler(MemberSampler):
                     "networks of its forward are gone: put the solver or the checkpoint inside the target, or open "
                     "hypernet.step() around the forward and the backward pass"
                 )
+            self._begin()
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
                 latents = self.draw(whole("samples", self.samples), context=self._context)
@@ -120,7 +134,7 @@ class StepSampler(MemberSampler):
         return values if self.alone is None else {name: value[self.alone] for name, value in values.items()}
 
     def of_examples(self, values: Tensor) -> Tensor:
-        """For every example that the target was called with in this step what its network has.
+        """For every example of the last call in this step what its network has.
 
         Args:
             values: ``(samples, ...)``.
@@ -133,10 +147,9 @@ class StepSampler(MemberSampler):
         """
         if self.alone is not None:
             return values[self.alone]
-        batch = None if self.population is None else self.population.batch
-        if batch is None:
-            raise RuntimeError("which examples a network has is known once the target was called in training")
-        sizes = torch.tensor(batch.sizes or [batch.batch], device=values.device)
+        if not self._dealt:
+            raise RuntimeError("which examples a network has is known once the target was called in a training step")
+        sizes = torch.tensor(list(self._dealt.values())[-1], device=values.device)
         return values[: len(sizes)].repeat_interleave(sizes, 0)
 
     @contextmanager
@@ -155,7 +168,7 @@ class StepSampler(MemberSampler):
         if context is not None and self._steps and self.population is not None:
             raise RuntimeError("the networks of this step are drawn already: give the condition before the target is called")
         if not self._steps:
-            self.population = None
+            self._begin()
         around, self._context = self._context, self._context if context is None else context
         self._steps += 1
         try:
@@ -164,7 +177,16 @@ class StepSampler(MemberSampler):
             self._steps -= 1
             self._context = around
             if not self._steps:
-                self.population = None
+                self._begin()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Beside what samplers keep, the moving averages of `surrogate`."""
+        return {**super().get_extra_state(), "averages": {name: one.state() for name, one in self.averages.items()}}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Continue as a checkpoint left off."""
+        super().set_extra_state(state)
+        self.averages = {name: MovingAverage().load(one) for name, one in state.get("averages", {}).items()}
 
     def deal(self, batch: Any, split: Callable[[Any, int], Sequence[Any]] | None = None) -> Iterator[tuple[Any, float]]:
         """Deal out a batch before it is used: while a part is at hand, every call is one network's own, with all it is given.
@@ -226,3 +248,112 @@ class StepSampler(MemberSampler):
             self._following = (population, Snapshot(self.sources()), led)
         self.alone = leader.alone
         return self._following[2]
+
+    def note_dealt(self, arguments: Arguments) -> None:
+        """Remember how the examples of a training call were dealt out to the networks of this step."""
+        if self._steps and arguments.batch:
+            self._dealt.pop(arguments.batch, None)  # the last call stands last
+            self._dealt[arguments.batch] = arguments.sizes or [arguments.batch]
+
+    def surrogate(self, values: Tensor, baseline: str = "auto", name: str = "values") -> Tensor:
+        r"""A loss for values through which no gradient passes, such as a 0-1 error or a latency, in a training step.
+
+        It is their mean, and its gradient is an unbiased estimate of that of the expected value, by the score function of
+        the weights drawn, :math:`\theta_s \sim q(\theta | z_s)`:
+
+        .. math:: \sum_s a_s (F_s - c_s) \, \partial \log q(\theta_s | z_s)
+
+        with the share a of the examples that a network saw, their mean value F and a baseline c that does not depend on
+        :math:`\theta_s`. It needs weights whose density given z is known, as ``distribution={"name": "noisy"}`` has them.
+
+        Args:
+            values: One number for each example of a call in this step, ``(batch,)``, in the order of the inputs; each belongs
+                to the network that saw that example. While a part of a batch is dealt out before the step (``deal="batch"``):
+                of examples of this part, ``(n,)``, all of its network.
+            baseline: ``"leave_one_out"``: the mean value of the other networks' examples. ``"moving_average"``: that of earlier
+                calls, which checkpoints keep. ``"none"``: 0. ``"auto"``: leave-one-out where values are of several networks,
+                else the moving average.
+            name: What the values are, where there are several kinds; each name has a moving average of its own.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            RuntimeError: In evaluation mode, outside of a step, before the target was called or if weights have no density.
+            TypeError: If values are no tensor.
+            ValueError: If they have another length, a gradient, or are NaN or infinite.
+
+        Example:
+            >>> from lightning_hypernet import Hypernet
+            >>> hypernet = Hypernet(torch.nn.Linear(4, 2), distribution="noisy", samples=3).train()
+            >>> x, y = torch.randn(9, 4), torch.randint(2, (9,))
+            >>> with hypernet.step():
+            ...     hypernet.surrogate(hypernet(x).argmax(-1) != y).backward()
+        """
+        choice("baseline", baseline, BASELINES)
+        instance("name", name, str, "a text")
+        if not self.training:
+            raise RuntimeError("surrogate() is for training, and this is evaluation mode: take values.mean()")
+        if not self._steps or self.population is None:
+            raise RuntimeError(
+                "surrogate() needs the networks of a training step: call the target first, within training_step under the "
+                "callback, or within hypernet.step()"
+            )
+        _check_values(values)
+        networks, means, shares = self._of_networks(values)
+        several = len(means) > 1
+        if baseline == "leave_one_out" and not several:
+            raise ValueError(
+                "baseline='leave_one_out' needs values of two networks or more in one call, and these are of one: take "
+                "baseline='moving_average'"
+            )
+        average = self.averages.setdefault(name, MovingAverage())
+        constant: Tensor | float = 0.0 if baseline == "none" else average.value
+        if baseline == "leave_one_out" or (baseline == "auto" and several):
+            constant = leave_one_out(means, shares)
+        average.add(float((shares * means).sum()))
+        return score_function(means, self._log_density(self.population)[networks], constant, shares)
+
+    def _of_networks(self, values: Tensor) -> tuple[slice, Tensor, Tensor]:
+        """Which networks values ``(batch,)`` belong to, the mean value of each, and its share of the examples."""
+        numbers = values.detach().to(torch.promote_types(values.dtype, torch.float32))
+        if self.alone is not None:
+            return slice(self.alone, self.alone + 1), numbers.mean()[None], numbers.new_ones(1)
+        if len(values) not in self._dealt:
+            seen = " or ".join(map(str, self._dealt)) or "none"
+            raise ValueError(
+                f"values must be one for each example that was dealt out in this step, {seen}, not {len(values)}: surrogate() "
+                "takes them unreduced, in the order of the inputs"
+            )
+        sizes = self._dealt[len(values)]
+        means = torch.stack([part.mean() for part in numbers.split(sizes)])
+        return slice(len(sizes)), means, numbers.new_tensor(sizes) / len(values)
+
+    def _log_density(self, population: Population) -> Tensor:
+        """The log density of the weights of this step given their latents, ``(S,)``, the weights constants in it."""
+        if self._density is None:
+            weights = {name: value.detach() for name, value in population.weights.items()}
+            with torch.inference_mode(False), torch.enable_grad():
+                try:
+                    self._density = self.generator.log_density(population.latents, weights)
+                except NotImplementedError as error:
+                    raise RuntimeError(
+                        "surrogate() needs weights whose density given z is known, and "
+                        f"distribution={self.options['distribution']!r} does not know it: set distribution={{'name': 'noisy', "
+                        "'sigma': 0.1}"
+                    ) from error
+        return self._density
+
+
+def _check_values(values: Any) -> None:
+    """See that values are one finite number for each example, without a gradient."""
+    instance("the values of surrogate()", values, Tensor, "a tensor, one number for each example")
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values must be (batch,), one for each example, not {tuple(values.shape)}: do not reduce them")
+    if values.is_complex():
+        raise ValueError(f"values must be real numbers, not {values.dtype}")
+    if values.requires_grad:
+        raise ValueError("the values have a gradient: take their mean as the loss, or give surrogate() values.detach()")
+    if not bool(values.isfinite().all()):
+        kind = "NaN" if bool(values.isnan().any()) else "infinite numbers"
+        raise ValueError(f"the values hold {kind}: leave such examples out, or give them a number")

@@ -432,6 +432,12 @@ ATTACKS = {
     "a billion members": (in_options(members=10**9), r"members.stored.z is \(3, 64\), and \(1000000000, 64\)"),
     "a billion latent numbers": (in_options(latent_dim=10**9), r"members.stored.z is \(3, 64\)"),
     "wide layers": (in_generator(hidden=[10**6, 10**6]), "asks for 1,000,000,000,000 numbers"),
+    "wide layers under noise": (
+        lambda content, ran: [
+            spoil(content, ran) for spoil in (in_options(distribution={"name": "noisy"}), in_generator(hidden=[10**6, 10**6]))
+        ],
+        "asks for 1,000,000,000,000 numbers",
+    ),
     "a wide extractor": (in_generator(extractor_hidden=[10**9]), "asks for 64,000,000,000 numbers"),
     "an option that holds itself": (looped, "has no end"),
     "lists in lists": (doubled, "has no end"),

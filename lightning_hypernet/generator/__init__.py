@@ -10,6 +10,7 @@ from lightning_hypernet.generator.distribution import Setting, WeightDistributio
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
+from lightning_hypernet.generator.noisy import NoisyGenerator
 from lightning_hypernet.generator.sizes import sized
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.markers import hookimpl
@@ -23,6 +24,7 @@ __all__ = [
     "MLPExtractor",
     "MatrixExtractor",
     "MixturePrior",
+    "NoisyGenerator",
     "NormalPrior",
     "Prior",
     "Setting",
@@ -53,6 +55,7 @@ def hypernet_register_extractors(register: Callable[[str, type[Extractor]], None
 def hypernet_register_distributions(register: Callable[[str, type[WeightDistribution]], None]) -> None:
     """Register the built-in weight distributions."""
     register("generator", Generator)
+    register("noisy", NoisyGenerator)
 
 
 @hookimpl

@@ -68,5 +68,5 @@ class WeightDistribution(nn.Module, ABC):
             NotImplementedError: If it is not known.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not know the density of its weights; choose one with log_density"
+            f"{type(self).__name__} does not know the density of its weights; choose one with log_density, such as 'noisy'"
         )

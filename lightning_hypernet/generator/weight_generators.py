@@ -50,7 +50,7 @@ class WeightGenerator(nn.Module):
         anchored = config.anchors(bank.filters)
         bare = replace(config, bias=False) if anchored else config  # weights beneath have a bias in them
         self.head = linear(self.hidden.outputs, bank.filter_size, bare, activated=False)
-        center, scale = _statistics(bank, initial, 0.0 if anchored else _CONSTANT_SCALE)
+        center, scale = initial_statistics(bank, initial, 0.0 if anchored else _CONSTANT_SCALE)
         if config.start == "paper":
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
@@ -123,10 +123,18 @@ class WeightGenerator(nn.Module):
         return [added(F.linear(features, weight), own) for weight, own in pairs]
 
 
-def _statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:
+def initial_statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each slot; a slot that starts constant gets a small deviation, never zero.
 
     Weights that are trained in units of that deviation would hardly move from a constant like 1e-6 but for the `least` one.
+
+    Args:
+        bank: The bank.
+        initial: ``(1, filters, filter_size)``.
+        least: The least deviation of a slot that starts constant and is not zero.
+
+    Returns:
+        Both for every number of a filter, ``(filter_size,)``.
     """
     centers, scales = [], []
     for values in initial.split([slot.size for slot in bank.slots], dim=-1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Adam
@@ -256,7 +257,9 @@ class HyperparameterSearch(BaseCallback):
         if not self.path:
             warnings.warn(f"the search made no step: training ended within its warmup of {self.warmup} steps", stacklevel=2)
 
-    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the members have the condition found."""
+        self.on_validation_start(trainer, pl_module)
 
     def curve(
         self, trainer: pl.Trainer, name: str, points: int = 25, batches: int | None = None
@@ -324,7 +327,8 @@ def _batches(trainer: pl.Trainer) -> Iterator[Any]:
     """Validation batches of a trainer."""
     if trainer.val_dataloaders is None and trainer.training:  # Lightning sets them up before the first validation
         trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        with suppress(MisconfigurationException):
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
         trainer.training = True
     loaders = trainer.val_dataloaders
     if loaders is None:

@@ -159,7 +159,20 @@ class Hypernet(StepSampler):
             raise RuntimeError(
                 "a Hypernet draws its networks, so it can't be exported: export hypernet.ensemble(n), which is fixed"
             )
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self._call)("forward", args, kwargs)
         return self._call("forward", args, kwargs)
+
+    def compile(self, **options: Any) -> None:
+        """Compile what a step computes with `torch.compile`: the generator in training, and the networks' forward.
+
+        What decides about the step, the latents and how the batch is dealt out, runs as before. Every network runs through the
+        same compiled code. In copies, and under vmap, nothing is compiled.
+
+        Args:
+            options: Those of `torch.compile`, such as ``fullgraph=True``.
+        """
+        self.executor.replicas.compiler.start(options)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plans, arguments = self.executor.plans, Arguments(args, kwargs)

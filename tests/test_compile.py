@@ -1,0 +1,95 @@
+"""A compiled step computes what the step computes, and its graphs have no breaks."""
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+from lightning_hypernet import Hypernet
+from lightning_hypernet.diversity import Entropy
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.4), nn.Flatten(), nn.Linear(64, 5))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 5))
+
+
+def resnet18():
+    return pytest.importorskip("timm").create_model("resnet18", num_classes=5)
+
+
+def twins(make, shape, backend="aot_eager", **options):
+    """A Hypernet, one that is compiled, and the backend, which counts graphs."""
+    torch.manual_seed(0)
+    plain = Hypernet(make().double(), example_inputs=torch.randn(2, *shape).double(), samples=4, members=2, **options).train()
+    compiled, counter = copy.deepcopy(plain), CompileCounterWithBackend(backend)
+    compiled.compile(backend=counter, fullgraph=True)
+    return plain, compiled, counter
+
+
+def step(hypernet, x, y, seed):
+    """All that a training step computes."""
+    torch.manual_seed(seed)
+    with hypernet.step():
+        outputs = hypernet(x)
+        loss = F.cross_entropy(outputs, y) + 1e-2 * Entropy()(hypernet.population)
+        loss.backward()
+        changed = hypernet.population.networks.stacked_buffers(list(hypernet.executor.replicas.habits.changing or ()))
+    gradients = {name: one.grad for name, one in hypernet.named_parameters() if one.grad is not None}
+    buffers = dict(hypernet.generator.named_buffers())
+    hypernet.zero_grad()
+    return {"outputs": outputs, "loss": loss, **changed, **buffers, **{f"d {name}": one for name, one in gradients.items()}}
+
+
+def batch(size, shape, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(size, *shape).double(), torch.randint(5, (size,))
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+SMALL = [(conv, (3, 6, 6), "loop", {}), (mlp, (6,), "batched", {}), (mlp, (6,), "loop", {"components": 2}),
+         (conv, (3, 6, 6), "loop", {"context_dim": 2, "generator": "compact"})]  # fmt: skip
+LARGE = [pytest.param(resnet18, (3, 32, 32), "loop", {}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("make", "shape", "execution", "options"), [*SMALL, *LARGE])
+def test_a_step_is_the_same_in_one_graph_a_part(make, shape, execution, options):
+    plain, compiled, counter = twins(make, shape, execution=execution, **options)
+    for seed, size in enumerate([16, 16, 16, 13, 16, 13]):  # the first run of its kind is watched, and not compiled
+        data = batch(size, shape)
+        assert_same(step(compiled, *data, seed), step(plain, *data, seed))
+        if seed == 2:
+            assert counter.frame_count == 2  # the generator, and all networks together
+    known = counter.frame_count
+    for hypernet in (plain, compiled):
+        hypernet.eval()
+    for seed, size in enumerate([16, 16, 7]):
+        x, _ = batch(size, shape, seed)
+        assert_same(compiled(x), plain(x))
+        with torch.no_grad():
+            assert_same(compiled(x), plain(x))
+    known = counter.frame_count
+    for seed, size in enumerate([16, 13]):
+        data = batch(size, shape)
+        for hypernet in (plain, compiled):
+            hypernet.train()
+        assert_same(step(compiled, *data, seed), step(plain, *data, seed))
+    assert counter.frame_count == known

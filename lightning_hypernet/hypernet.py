@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
@@ -159,8 +160,6 @@ class Hypernet(StepSampler):
             raise RuntimeError(
                 "a Hypernet draws its networks, so it can't be exported: export hypernet.ensemble(n), which is fixed"
             )
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._call)("forward", args, kwargs)
         return self._call("forward", args, kwargs)
 
     def compile(self, **options: Any) -> None:
@@ -172,9 +171,15 @@ class Hypernet(StepSampler):
         Args:
             options: Those of `torch.compile`, such as ``fullgraph=True``.
         """
-        self.executor.replicas.compiler.start(options)
+        for compiler in (self.executor.replicas.compiler, self.symmetries.compiler):
+            compiler.start(options)
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _aside(self._called, method, args, kwargs)
+        return self._called(method, args, kwargs)
+
+    def _called(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
         led = self.led()
         population = led or (self.training_population() if self.training else self.member_population())
@@ -281,6 +286,11 @@ class Hypernet(StepSampler):
         if loader is not None:
             hypernet.update_statistics(loader, inputs=inputs)
         return hypernet.eval()
+
+
+@_disable_dynamo
+def _aside(call: Callable[..., Any], *args: Any) -> Any:
+    return call(*args)
 
 
 def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: Arguments) -> bool:

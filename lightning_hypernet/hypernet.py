@@ -163,10 +163,11 @@ class Hypernet(StepSampler):
         return self._call("forward", args, kwargs)
 
     def compile(self, **options: Any) -> None:
-        """Compile what a step computes with `torch.compile`: the generator in training, and the networks' forward.
+        """Compile what a step computes: the generator in training, the networks' forward, the gauge and the entropy.
 
-        What decides about the step, the latents and how the batch is dealt out, runs as before. Every network runs through the
-        same compiled code. In copies, and under vmap, nothing is compiled.
+        Each is a graph of its own. Latents are drawn and batches dealt out as before, and the first run of a kind is as it was.
+        `torch.compile` of a module that holds the Hypernet compiles what is around it. Copies are not compiled, nor what runs
+        under vmap, which ``"auto"`` leaves out then.
 
         Args:
             options: Those of `torch.compile`, such as ``fullgraph=True``.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, generated, sized
+from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, sized
+from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.plugins import Plugins, plugins_with
 from lightning_hypernet.population import Population

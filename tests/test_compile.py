@@ -1,7 +1,6 @@
 """A compiled step computes what the step computes, and its graphs have no breaks."""
 
 import copy
-import gc
 import pickle
 
 import pytest
@@ -65,33 +64,47 @@ def assert_same(one, other):
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
-SMALL = [(conv, (3, 6, 6), "loop", {}), (mlp, (6,), "batched", {}), (conv, (3, 6, 6), "blocked", {"components": 2}),
-]  # fmt: skip
-LARGE = [pytest.param(resnet18, (3, 32, 32), "loop", {}, marks=pytest.mark.slow)]
+SMALL = [(conv, (3, 6, 6), "loop", {}), (mlp, (6,), "batched", {})]
+RARE = [(mlp, (6,), "loop", {"context_dim": 2, "generator": "compact"}), (conv, (3, 6, 6), "blocked", {"components": 2})]
 
 
-@pytest.mark.parametrize(("make", "shape", "execution", "options"), [*SMALL, *LARGE])
-def test_a_step_is_the_same_in_one_graph_a_part(make, shape, execution, options):
-    plain, compiled, counter = twins(make, shape, execution=execution, **options)
-    for seed, size in enumerate([16, 16, 16, 13, 16, 13]):  # the first run of its kind is watched, and not compiled
-        data = batch(size, shape)
+def same_steps(plain, compiled, shape, sizes):
+    for hypernet in (plain, compiled):
+        hypernet.train()
+    for seed, size in enumerate(sizes):
+        data = batch(size, shape, seed)
         assert_same(step(compiled, *data, seed), step(plain, *data, seed))
-        if seed == 2:
-            whole = 4 if make is not resnet18 else 2
-            assert counter.frame_count == whole  # the generator, all networks together, the gauge and the entropy
+
+
+def same_evaluation(plain, compiled, shape, sizes):
     for hypernet in (plain, compiled):
         hypernet.eval()
-    for seed, size in enumerate([16, 16, 7]):
+    for seed, size in enumerate(sizes):
         x, _ = batch(size, shape, seed)
         assert_same(compiled(x), plain(x))
         with torch.no_grad():
             assert_same(compiled(x), plain(x))
+
+
+@pytest.mark.parametrize(("make", "shape", "execution", "options"), SMALL)
+def test_a_step_is_four_graphs_and_computes_the_same(make, shape, execution, options):
+    plain, compiled, counter = twins(make, shape, "eager", execution=execution, **options)
+    same_steps(plain, compiled, shape, [16, 16, 16])  # the first run of a kind is watched, and not compiled
+    assert counter.frame_count == 4  # the generator, all networks together, the gauge and the entropy
+    same_steps(plain, compiled, shape, [13])
+    same_evaluation(plain, compiled, shape, [16])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "shape", "execution", "options"), [*SMALL, *RARE, (resnet18, (3, 32, 32), "loop", {})])
+def test_every_change_of_mode_and_size(make, shape, execution, options):
+    plain, compiled, counter = twins(make, shape, execution=execution, **options)
+    same_steps(plain, compiled, shape, [16, 16, 16])
+    assert counter.frame_count == (2 if make is resnet18 else 4)  # a large target's entropy reads other coordinates every time
+    same_steps(plain, compiled, shape, [13, 16, 13])
+    same_evaluation(plain, compiled, shape, [16, 16, 7])
     known = counter.frame_count
-    for seed, size in enumerate([16, 13]):
-        data = batch(size, shape)
-        for hypernet in (plain, compiled):
-            hypernet.train()
-        assert_same(step(compiled, *data, seed), step(plain, *data, seed))
+    same_steps(plain, compiled, shape, [16, 13])
     assert counter.frame_count == known
 
 
@@ -125,12 +138,30 @@ def test_what_is_compiled_around_it_breaks_at_it_alone(inside):
 def test_replicas_are_used_again():
     _, compiled, _ = twins(mlp, (6,), "eager", execution="loop")
     x, y = batch(16, (6,))
+    held = []
     for _ in range(3):
-        step(compiled, x, y, 0)
-    pool = compiled.executor.replicas
-    known = {id(one) for one in pool.take(4)}
-    pool.clear()
-    assert len(known) == 4
+        with compiled.step():
+            F.cross_entropy(compiled(x), y).backward()
+            held.append(list(compiled.population.networks.hold(4)))
+    assert {*map(id, held[0])} == {*map(id, held[1])} == {*map(id, held[2])}
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_two_hypernets_do_not_count_as_one():
+    x, _ = batch(16, (6,))
+    for _ in range(2):
+        _, compiled, counter = twins(lambda: nn.Linear(6, 5), (6,), "eager", execution="batched")
+        for _ in range(2):
+            compiled(x)
+        assert counter.frame_count == 2
+
+
+def test_auto_leaves_out_what_is_not_compiled():
+    _, compiled, counter = twins(conv, (3, 6, 6), "eager")
+    for _ in range(2):
+        compiled(batch(16, (3, 6, 6))[0])
+    ((signature, made),) = compiled.executor.choices.made.items()
+    assert "compiled" in signature and "vmap" not in made and counter.frame_count == 2
 
 
 def test_copies_and_files_are_not_compiled():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_hypernet.generator.config import GeneratorConfig
-from lightning_hypernet.generator.distribution import Setting, WeightDistribution, generated
+from lightning_hypernet.generator.distribution import Setting, WeightDistribution
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
@@ -29,7 +29,6 @@ __all__ = [
     "UniformPrior",
     "WeightDistribution",
     "WeightGenerator",
-    "generated",
     "sized",
 ]
 

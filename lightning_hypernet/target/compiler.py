@@ -1,4 +1,4 @@
-"""Compiler: what of a step `torch.compile` makes anew."""
+"""Compiler: what a step computes, by `torch.compile`."""
 
 from __future__ import annotations
 

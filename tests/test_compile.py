@@ -4,12 +4,14 @@ import copy
 import pickle
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hypernet import Hypernet
+from lightning_hypernet import Hypernet, HypernetCallback
 from lightning_hypernet.diversity import Entropy
 
 
@@ -162,6 +164,44 @@ def test_auto_leaves_out_what_is_not_compiled():
         compiled(batch(16, (3, 6, 6))[0])
     ((signature, made),) = compiled.executor.choices.made.items()
     assert "compiled" in signature and "vmap" not in made and counter.frame_count == 2
+
+
+class Digits(pl.LightningModule):
+    def __init__(self, counter=None):
+        super().__init__()
+        self.model, self.counter = mlp(), counter
+
+    def on_fit_start(self):
+        if self.counter is not None:
+            self.model.compile(backend=self.counter, fullgraph=True)
+
+    def training_step(self, batch, index):
+        inputs, labels = batch
+        return F.cross_entropy(self.model(inputs), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+@pytest.mark.slow
+def test_training_in_a_trainer():
+    trained = []
+    for kind in ("plain", "inside", "around"):
+        pl.seed_everything(0, verbose=False)
+        counter = CompileCounterWithBackend("eager")
+        module = Digits(counter if kind == "inside" else None)
+        data = DataLoader(TensorDataset(torch.randn(100, 6), torch.randint(5, (100,))), batch_size=32)
+        callback = HypernetCallback(target="model", samples=4, members=2, diversity={"entropy": 1e-2}, execution="loop")
+        trainer = pl.Trainer(
+            max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, accelerator="cpu",
+        )  # fmt: skip
+        trainer.fit(torch.compile(module, backend=counter) if kind == "around" else module, data)
+        assert (counter.frame_count > 0) == (kind != "plain")
+        trained.append(module.state_dict())
+    for other in trained[1:]:
+        assert_same([one for one in other.values() if isinstance(one, torch.Tensor)],
+                    [one for one in trained[0].values() if isinstance(one, torch.Tensor)])  # fmt: skip
 
 
 def test_copies_and_files_are_not_compiled():

@@ -271,4 +271,4 @@ class Entropy(DiversityLoss):
         dimension = population.latents.z.shape[1]
         whole = 0.0 if share == 1 else -dimension / self.p * math.log(share)
         measure = population.networks.replicas.compiler(entropy, share == 1 and _ranks(True) == 1)
-        return -measure([part[: self.samples] for part in parts], dimension, self.p, 1e-8, True) - whole
+        return -measure([part[: self.samples] for part in parts], dimension, self.p) - whole

@@ -36,7 +36,7 @@ class Compiler:
             return function
         if function not in self._made:
             # torch counts what it compiles of one code, which would be the same for all targets
-            own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+            own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
             self._made[function] = torch.compile(own, **self.options)
         made: Function = self._made[function]
         return made

@@ -177,10 +177,7 @@ class Hypernet(StepSampler):
 
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            return _aside(self._called, method, args, kwargs)
-        return self._called(method, args, kwargs)
-
-    def _called(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return _aside(self._call, method, args, kwargs)
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
         led = self.led()
         population = led or (self.training_population() if self.training else self.member_population())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
@@ -161,7 +162,22 @@ class Hypernet(StepSampler):
             )
         return self._call("forward", args, kwargs)
 
+    def compile(self, **options: Any) -> None:
+        """Compile what a step computes: the generator in training, the networks' forward, the gauge and the entropy.
+
+        Each is a graph of its own. Latents are drawn and batches dealt out as before, and the first run of a kind is as it was.
+        `torch.compile` of a module that holds the Hypernet compiles what is around it. Copies are not compiled, nor what runs
+        under vmap, which ``"auto"`` leaves out then.
+
+        Args:
+            options: Those of `torch.compile`, such as ``fullgraph=True``.
+        """
+        for compiler in (self.executor.replicas.compiler, self.symmetries.compiler):
+            compiler.start(options)
+
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _aside(self._call, method, args, kwargs)
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
         led = self.led()
         population = led or (self.training_population() if self.training else self.member_population())
@@ -270,6 +286,11 @@ class Hypernet(StepSampler):
         if loader is not None:
             hypernet.update_statistics(loader, inputs=inputs)
         return hypernet.eval()
+
+
+@_disable_dynamo
+def _aside(call: Callable[..., Any], *args: Any) -> Any:
+    return call(*args)
 
 
 def _can_be_dealt(args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: Arguments) -> bool:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
 from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, sized
+from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.plugins import Plugins, plugins_with
 from lightning_hypernet.population import Population
@@ -240,9 +241,10 @@ class Sampler(StandIn):
 
     def populate(self, latents: Latents) -> Population:
         """The networks of latents, the generator in its present mode."""
+        generate = self.executor.replicas.compiler(generated, self.generator.training)
         return Population(
             latents,
-            self.executor.networks(self.generator(latents)),
+            self.executor.networks(generate(self.generator, latents)),
             self.banks,
             self.symmetries.gauge,
             n_components=self.components,

@@ -270,4 +270,5 @@ class Entropy(DiversityLoss):
         parts = population.gauged_parts(chosen)
         dimension = population.latents.z.shape[1]
         whole = 0.0 if share == 1 else -dimension / self.p * math.log(share)
-        return -entropy([part[: self.samples] for part in parts], dimension, self.p) - whole
+        measure = population.networks.replicas.compiler(entropy, share == 1 and _ranks(True) == 1)
+        return -measure([part[: self.samples] for part in parts], dimension, self.p) - whole

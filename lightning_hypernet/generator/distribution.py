@@ -70,3 +70,9 @@ class WeightDistribution(nn.Module, ABC):
         raise NotImplementedError(
             f"{type(self).__name__} does not know the density of its weights; choose one with log_density, such as 'noisy'"
         )
+
+
+def generated(distribution: WeightDistribution, latents: Latents) -> dict[str, Tensor]:
+    """The weights that a distribution maps latents to."""
+    weights: dict[str, Tensor] = distribution(latents)
+    return weights

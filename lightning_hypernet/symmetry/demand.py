@@ -18,6 +18,7 @@ from lightning_hypernet.symmetry.scale import ChannelGroups
 from lightning_hypernet.symmetry.structure import read_structure
 from lightning_hypernet.symmetry.symmetries import Symmetries
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.compiler import Compiler
 from lightning_hypernet.target.filters import Structure
 
 NO_INPUTS = "the symmetries are read with example inputs: give example_inputs, or call the target itself in a training step"
@@ -37,6 +38,7 @@ class SymmetriesOnDemand:
         structure: Which norm layer scales which filters and which layer is the last; None: not known.
         scales: For every generated parameter the root mean square of the target's own values, by which the gauge fixes
             scales; None: they are fixed to 1.
+        compiler: Compiles the gauge of all weights, once it was applied, if that was asked for.
     """
 
     def __init__(self, target: nn.Module, examples: Arguments | None, structure: Structure | None, guessed: bool) -> None:
@@ -48,6 +50,7 @@ class SymmetriesOnDemand:
         self._failure: str | None = None
         self._gauge: Gauge | None = None
         self._applied = False
+        self.compiler = Compiler()
         self._told: set[str] = set()
         self._frozen: Collection[str] | None = None
         if examples is None or structure is not None:
@@ -184,8 +187,10 @@ class SymmetriesOnDemand:
         Raises:
             SymmetryError: If the gauge that was chosen needs symmetries that the target does not show.
         """
+        whole = type(weights) is dict and names is not None and len(names) == len(weights)  # else they may be others every time
         try:
-            fixed = _apply(self._chosen(), weights, names)
+            gauge = self._chosen()
+            fixed = self.compiler(_apply, self._applied and whole)(gauge, weights, names)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:

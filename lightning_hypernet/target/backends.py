@@ -86,8 +86,8 @@ class Vmap(AtOnce):
     """All networks at once, by `torch.func.vmap`; for layers and shapes that it can batch."""
 
     def fits(self, replicas: Replicas, arguments: Arguments, method: str = "forward") -> bool:
-        """Whether nothing was seen of the target that vmap would compute wrongly."""
-        return self.takes(arguments) and replicas.habits.batchable and not is_cast()
+        """Whether nothing was seen of the target that vmap would compute wrongly, and nothing is compiled, which it isn't."""
+        return self.takes(arguments) and replicas.habits.batchable and not is_cast() and replicas.compiler.options is None
 
     def run(
         self, networks: Networks, arguments: Arguments, method: str = "forward", chunk_size: int | None = None

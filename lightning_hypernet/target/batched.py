@@ -109,9 +109,14 @@ def run_chain(networks: Networks, arguments: Arguments, method: str = "forward")
         generated = {name: value[:count] for name, value in generated.items()}
     x: Tensor = habits.input(args[0])
     x = x.expand(count, *x.shape) if arguments.mapped == [None] else x
+    run = networks.replicas.compiler(_through, habits.watch is None)
     with habits.watch or nullcontext():
-        for layer, rule, names in layers:
-            kept = {key: value for key, value in layer._parameters.items() if value is not None}
-            own = {key: value.expand(count, *value.shape) for key, value in kept.items()}
-            x = rule(layer, x, {**own, **{key: generated[name] for key, name in names.items()}})
+        return run(layers, generated, x)
+
+
+def _through(layers: list[tuple[nn.Module, Rule, dict[str, str]]], generated: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    for layer, rule, names in layers:
+        kept = {key: value for key, value in layer._parameters.items() if value is not None}
+        own = {key: value.expand(len(x), *value.shape) for key, value in kept.items()}
+        x = rule(layer, x, {**own, **{key: generated[name] for key, name in names.items()}})
     return x

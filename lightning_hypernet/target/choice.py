@@ -81,6 +81,7 @@ def signature_of(networks: Networks, arguments: Arguments, method: str) -> str:
     graph = "gradients" if torch.is_grad_enabled() else "no gradients"
     count = arguments.parts or len(networks)
     graph += ("" if arguments.even else ", uneven") + (", autocast" if is_cast() else "")
+    graph += "" if networks.replicas.compiler.options is None else ", compiled"
     if len(arguments.leaves) > 1 or {*arguments.axes} - {0, None}:
         method += f" {arguments.kinds()} {arguments.axes}"
     return f"{method}, {mode}, {graph}, {count} networks, inputs {' '.join(shapes)}, {weights.dtype}, {weights.device.type}"

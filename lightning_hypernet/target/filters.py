@@ -43,7 +43,7 @@ class Slot:
     @property
     def filters(self) -> int:
         """Number of filters."""
-        return math.prod(self.view[axis] for axis in self.axes)
+        return math.prod([self.view[axis] for axis in self.axes])
 
     @property
     def size(self) -> int:

@@ -125,7 +125,8 @@ class Networks:
         """
         replica, watch = self._held[index], self.replicas.habits.watch
         if watch is None:
-            output = call(replica.module, method, args, kwargs)
+            run = self.replicas.compiler(call, method == "forward")
+            output = run(replica.module, method, args, kwargs)
         else:
             before = {name: value.clone() for name, value in replica.own_buffers().items()}
             state = State(replica.module)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet.target.compiler import Compiler
 from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Habits
 from lightning_hypernet.target.places import Place
@@ -180,6 +181,7 @@ class Replicas:
         self.places = list(places)
         self.muted = self.apart = False
         self.habits = Habits()
+        self.compiler = Compiler()
         self._all: weakref.WeakSet[Replica] = weakref.WeakSet()
         self.clear()
 
@@ -297,6 +299,7 @@ class Replicas:
         """Other replicas of the same target, which hooks don't see if they are muted, for trials."""
         trial = copy.copy(self)
         trial.muted, trial.apart = muted, True
+        trial.compiler = Compiler()
         return trial
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:

@@ -39,7 +39,7 @@ def data(seed=0, rows=12, features=3):
     source = torch.Generator().manual_seed(seed)
     truth = torch.randn(features, 1, generator=source)
     x, v = torch.randn(rows, features, generator=source), torch.randn(200, features, generator=source)
-    y, w = (one @ truth + 1.5 * torch.randn(len(one), 1, generator=source) for one in (x, v))
+    y, w = ((one @ truth + 1.5 * torch.randn(len(one), 1, generator=source)) / 3 for one in (x, v))
     return x, y, v, w
 
 
@@ -79,25 +79,25 @@ def searched(steps, parts, seed=0, conditions=None, module=None, fit=True, **opt
 
 
 def test_local_search_ends_at_the_best_decay():
-    parts = data()
+    parts = data(seed=3)
     decay, loss = best_decay(*parts)
     assert -3 < decay < 3
-    module, callback, search, trainer = searched(500, parts, lr=0.02)
+    _, callback, search, trainer = searched(400, parts)
     assert math.log(search.best["decay"]) == pytest.approx(decay, abs=0.1)
     ensemble = callback.hypernet.ensemble(2, context=search.best_context)
-    assert F.mse_loss(ensemble(parts[2]), parts[3]).item() == pytest.approx(loss, rel=2e-3)
+    assert F.mse_loss(ensemble(parts[2]), parts[3]).item() == pytest.approx(loss, rel=5e-3)
     assert torch.equal(callback.hypernet.member_context, search.best_context.expand(2, -1))
-    assert trainer.callback_metrics["valid"].item() == pytest.approx(loss, rel=2e-3)
-    assert search.path[0].step == 51 and search.path[-1].step == 500
+    assert trainer.callback_metrics["valid"].item() == pytest.approx(loss, rel=5e-3)
+    assert search.path[0].step == 51 and search.path[-1].step == 400
     assert trainer.logged_metrics["hypernet/decay"] > 0 and "hypernet/validation_loss" in trainer.logged_metrics
 
 
 @pytest.mark.slow
 def test_global_search_knows_the_whole_curve():
-    parts = data()
+    parts = data(seed=3)
     x, y, v, w = (one.double() for one in parts)
-    module, callback, search, trainer = searched(3000, parts, mode="global", lr=0.02)
-    decay, loss = best_decay(*parts)
+    _, _, search, trainer = searched(3000, parts, mode="global")
+    decay, _ = best_decay(*parts)
     decays, losses = search.curve(trainer, "decay", points=9)
     eye = torch.eye(3).double()
     exact = [F.mse_loss(v @ torch.linalg.solve(x.T @ x / len(x) + one * eye, x.T @ y / len(x)), w).item() for one in decays]
@@ -116,24 +116,33 @@ def test_a_choice_is_found_through_what_training_step_reads():
 
     parts = data(seed=2)
     _, _, search, _ = searched(
-        400, parts, conditions={"sign": Given(choice("minus", "plus"))}, module=Signs(400), lr=0.05, start={"sign": "minus"}
+        200, parts, conditions={"sign": Given(choice("minus", "plus"))}, module=Signs(200), lr=0.05, start={"sign": "minus"}
     )
     assert search.best == {"sign": "plus"}
 
 
+class Keeps(pl.Callback):
+    """Writes a checkpoint after some steps."""
+
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
 def test_a_search_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
-    parts = data(seed=1)
-    module, callback, search, trainer = searched(120, parts)
-    half, _, _, first = searched(80, parts, module=Ridge(120))
-    first.save_checkpoint(tmp_path / "half.ckpt")
+    parts = data(seed=3)
+    module, _, search, trainer = searched(120, parts, fit=False)
+    trainer.callbacks.append(Keeps(tmp_path / "part.ckpt", 80))
+    trainer.fit(module, *loaders(*parts))
     again, _, resumed, second = searched(120, parts, seed=5, fit=False)
-    second.fit(again, *loaders(*parts), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
-    assert [one.step for one in resumed.path] == list(range(51, 121))
-    assert resumed.path[:20] == search.path[:20] or len(search.path) == 70
-    state = [value for name, value in module.model.generator.state_dict().items()]
-    other = [value for name, value in again.model.generator.state_dict().items()]
-    assert second.global_step == trainer.global_step == 120 and len(state) == len(other)
-    assert callback.hypernet.conditions.draws == again.model.conditions.draws
+    second.fit(again, *loaders(*parts), ckpt_path=tmp_path / "part.ckpt")
+    assert resumed.path == search.path and [one.step for one in resumed.path] == list(range(51, 121))
+    assert resumed.best == search.best
+    pairs = zip(module.model.generator.state_dict().values(), again.model.generator.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +166,12 @@ def test_other_objectives_are_followed(objective):
 def test_a_search_stands_behind_its_callback():
     search = HyperparameterSearch()
     callback = HypernetCallback(conditions={"decay": L2(log_uniform(1e-3, 1))}, samples=1)
-    for callbacks in ([search, callback], [search], [HypernetCallback(), search], [callback, HypernetCallback("x"), search]):
+    module = Ridge(1)
+    module.other = nn.Linear(3, 1)
+    others = [[search, callback], [search], [HypernetCallback(), search], [callback, HypernetCallback("other"), search]]
+    for callbacks in others:
         with pytest.raises(ValueError, match="stands in the list of callbacks behind one"):
-            trainer_of(1, callbacks).fit(Ridge(1), *loaders(*data()))
+            trainer_of(1, callbacks).fit(module, *loaders(*data()))
 
 
 def test_without_validation_data_there_is_nothing_to_follow():
@@ -192,7 +204,7 @@ def test_networks_of_a_search_drop_nothing_and_leave_no_trace():
     _, callback, search, _ = searched(52, data(), module=module, conditions={"rate": Dropout(uniform(0, 0.9))})
     assert module.seen == [(False, True)] * 2 and module.training
     assert len(search.path) == 2
-    assert {len(one.tensors[0]) for one in callback.hypernet.members.recent.calls} == {12}
+    assert {one.batch for one in callback.hypernet.members.recent.on(torch.device("cpu"))} == {12}
 
 
 def test_the_path_is_drawn():

@@ -137,9 +137,7 @@ class HypernetCallback(BaseCallback):
             raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
         if conditions is not None and (context is not None or "context_dim" in hypernet_options):
             raise ValueError("conditions make the context themselves: leave out context and context_dim")
-        if conditions is not None and backward == "two_pass":
-            raise ValueError("conditions join the loss of all networks at once, so backward must be 'one_pass'")
-        self.conditions = None if conditions is None else plugins_with(plugins).build_conditions(conditions)
+        self.conditions = plugins_with(plugins).build_conditions(conditions)
         if context is not None and not number(hypernet_options.get("context_dim", 0)):
             raise ValueError("context gives a condition, and context_dim is 0: set it to how many numbers the condition has")
         self.target = target
@@ -215,9 +213,10 @@ class HypernetCallback(BaseCallback):
         self.twins = put_copies(pl_module, self.target, self.hypernet, names, told=self.copies is not None)
 
     def _build(self, target: nn.Module) -> Hypernet:
-        conditions = None if self.conditions is None else Conditions(self.conditions, target)
-        own = {} if conditions is None else {"context_dim": conditions.dim}
-        hypernet = Hypernet(target, plugins=self.plugins, **{**self.hypernet_options, **own})
+        conditions = Conditions(self.conditions, target) if self.conditions else None
+        if conditions is not None:
+            self.hypernet_options["context_dim"] = conditions.dim
+        hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
         set_diversity(hypernet, self._asked())
         set_conditions(hypernet, conditions)
         return hypernet
@@ -233,7 +232,7 @@ class HypernetCallback(BaseCallback):
         asked = self._asked()
         if not asked.same(hypernet.diversity):
             set_diversity(hypernet, asked)
-        if self.conditions is not None and hypernet.conditions is None:
+        if self.conditions and hypernet.conditions is None:
             set_conditions(hypernet, Conditions(self.conditions, hypernet.target))
         self._hypernet = hypernet
 
@@ -299,10 +298,8 @@ class HypernetCallback(BaseCallback):
         if not (hypernet.training and trainer.training):
             return original(*args, **kwargs)
         if not pl_module.automatic_optimization:
-            if self.context is not None or self.conditions is not None:
-                raise RuntimeError(
-                    "under manual optimization open hypernet.step(context=...) yourself; leave out context and conditions"
-                )
+            if self.context is not None or self.conditions:
+                raise RuntimeError("under manual optimization open hypernet.step(context=...) yourself; leave out conditions")
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
         with condition_of(hypernet, self.context, batch):

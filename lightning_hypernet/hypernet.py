@@ -195,7 +195,7 @@ class Hypernet(StepSampler):
             arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
             population.batch = population.batch or arguments
-            if self._noted:
+            if self.noted:
                 self.executor.feed.note(args, kwargs)
                 self._note_inputs(arguments)
         if self.alone is not None or (not arguments.tensors and (dealt or method != "forward")):

@@ -25,7 +25,7 @@ from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import choice, instance, whole
 
 _OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together", "_dealt",
-              "_density", "_noted")  # fmt: skip
+              "_density", "noted")  # fmt: skip
 
 
 class StepSampler(MemberSampler):
@@ -49,7 +49,7 @@ class StepSampler(MemberSampler):
         self._context: Tensor | None = None
         self.alone: int | None = None
         self._together: int | None = None
-        self._noted = True
+        self.noted = True
         self._leader: weakref.ref[StepSampler] | None = None
         self._following: tuple[Population, Snapshot, Population] | None = None
         self.part_calls = PartCalls()
@@ -104,11 +104,11 @@ class StepSampler(MemberSampler):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Within, the statistics of members don't take the inputs of training calls for training data."""
-        self._noted = False
+        self.noted = False
         try:
             yield
         finally:
-            self._noted = True
+            self.noted = True
 
     @contextmanager
     def in_groups(self, together: int | None) -> Iterator[None]:
@@ -119,7 +119,6 @@ class StepSampler(MemberSampler):
         finally:
             self._together = None
 
-    @property
     def hyperparameters(self) -> dict[str, Tensor]:
         """The values of the conditions in this step, ``(samples,)`` or ``(samples, count)``.
 

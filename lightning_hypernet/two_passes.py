@@ -204,6 +204,10 @@ def takes_two_passes(backward: str, dealt: bool, hypernet: Hypernet, scaled: boo
     check_backward(backward, dealt, diversity)
     splits = isinstance(generator, Generator) and type(generator).forward is Generator.forward
     if hypernet.conditions is not None:
+        if backward == "two_pass":
+            raise ValueError(
+                f"conditions join the loss of all networks at once, and two passes have none: leave them out, {_ONE}"
+            )
         return False
     if backward == "auto":
         large = hypernet.samples * _bytes(hypernet) > LARGE

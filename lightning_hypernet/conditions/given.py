@@ -6,7 +6,7 @@ from lightning_hypernet.conditions.base import Condition
 
 
 class Given(Condition):
-    """A hyperparameter that acts in `training_step` alone, which reads it by `Hypernet.hyperparameters`.
+    """A hyperparameter that acts in `training_step` alone, which reads it by `Hypernet.hyperparameters()`.
 
     Args:
         range: Its values.

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_hypernet.target.filters import FilterBanks
 
 _WIDTH = 32
+_ONE = math.log(math.e - 1)
+"""What softplus makes 1 of."""
 
 
 class Conditioner(nn.Module):
     r"""Adds to the filters of every bank a combination of matrices of rank one, which the condition weighs.
 
     .. math:: \Delta_l = \sum_k \phi_k \, a_{lk} b_{lk}^\top, \qquad
-        h_l \to h_l \odot (1 + D_l \phi), \qquad \phi = g((c - m) / s) - g(0)
+        h_l \to h_l \odot \log(1 + (e - 1) e^{D_l \phi}), \qquad \phi = g((c - m) / s) - g(0)
 
     and multiplies what the last layer of every bank is given, h, so that a condition may widen or narrow what z does. g is a
     small network; every b and D starts at zero, so that a condition changes nothing then. m and s are the center and the spread
@@ -42,7 +45,7 @@ class Conditioner(nn.Module):
     def __init__(self, context_dim: int, banks: FilterBanks, widths: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(context_dim))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("spread", torch.tensor(1 / 3))
         with torch.random.fork_rng(devices=[]):
             self.network = nn.Sequential(nn.Linear(context_dim, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
             self.left = nn.ParameterList([torch.randn(_WIDTH, bank.filters) / math.sqrt(_WIDTH) for bank in banks])
@@ -57,7 +60,7 @@ class Conditioner(nn.Module):
 
     def gate(self, features: Tensor, inputs: Tensor, bank: int) -> Tensor:
         """What the last layer of one bank is given, ``(S, filters, width)``, under conditions whose features are given."""
-        gated: Tensor = inputs * (1 + features @ self.gates[bank])[:, None]
+        gated: Tensor = inputs * F.softplus(features @ self.gates[bank] / _WIDTH + _ONE)[:, None]
         return gated
 
     def forward(self, features: Tensor, bank: int) -> Tensor:

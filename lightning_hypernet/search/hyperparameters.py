@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -13,7 +13,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Adam
@@ -145,7 +144,7 @@ class HyperparameterSearch(BaseCallback):
         callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
         before = callbacks[: next(index for index, one in enumerate(callbacks) if one is self)]
         found = [one for one in before if isinstance(one, HypernetCallback) and self.target in (None, one.target)]
-        if len(found) != 1 or found[0].conditions is None:
+        if len(found) != 1 or not found[0].conditions:
             raise ValueError(
                 "a HyperparameterSearch stands in the list of callbacks behind one HypernetCallback with conditions, and there "
                 f"{'is one without conditions' if len(found) == 1 else f'are {len(found)}: set target'}"
@@ -325,10 +324,10 @@ class HyperparameterSearch(BaseCallback):
 
 def _batches(trainer: pl.Trainer) -> Iterator[Any]:
     """Validation batches of a trainer."""
-    if trainer.val_dataloaders is None and trainer.training:  # Lightning sets them up before the first validation
-        trainer.validating = True
-        with suppress(MisconfigurationException):
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.val_dataloaders is None and trainer.training and loop._data_source.is_defined():
+        trainer.validating = True  # Lightning sets loaders up before the first validation
+        loop.setup_data()
         trainer.training = True
     loaders = trainer.val_dataloaders
     if loaders is None:

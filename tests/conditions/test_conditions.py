@@ -206,7 +206,7 @@ def test_training_step_reads_its_networks_hyperparameters(deal):
     seen = []
 
     def step(self, x, y):
-        before = self.model.hyperparameters["margin"]
+        before = self.model.hyperparameters()["margin"]
         out = self.model(x)
         own = self.model.of_examples(before if deal == "inputs" else self.model.conditions.values(
             self.model.population.latents.context)["margin"])  # fmt: skip

@@ -110,7 +110,7 @@ def test_a_choice_is_found_through_what_training_step_reads():
 
     class Signs(Ridge):
         def training_step(self, batch, batch_idx):
-            values = self.model.hyperparameters["sign"]
+            values = self.model.hyperparameters()["sign"]
             out = self.model(batch[0])
             return F.mse_loss(out, batch[1] * (2.0 * self.model.of_examples(values)[:, None] - 1))
 
@@ -166,10 +166,10 @@ def test_other_objectives_are_followed(objective):
 def test_a_search_stands_behind_its_callback():
     search = HyperparameterSearch()
     callback = HypernetCallback(conditions={"decay": L2(log_uniform(1e-3, 1))}, samples=1)
-    module = Ridge(1)
-    module.other = nn.Linear(3, 1)
-    others = [[search, callback], [search], [HypernetCallback(), search], [callback, HypernetCallback("other"), search]]
-    for callbacks in others:
+    another = HypernetCallback("other", conditions={"decay": L2(log_uniform(1e-3, 1))})
+    for callbacks in ([search, callback], [search], [HypernetCallback(), search], [callback, another, search]):
+        module = Ridge(1)
+        module.other = nn.Linear(3, 1)
         with pytest.raises(ValueError, match="stands in the list of callbacks behind one"):
             trainer_of(1, callbacks).fit(module, *loaders(*data()))
 

@@ -163,10 +163,12 @@ class HyperparameterSearch(BaseCallback):
         self._batches = iter(())
 
     def _focus(self) -> None:
+        """Let draws, the generator and the members follow the center."""
         if self.mode == "local":
             conditions = self.conditions
             conditions.point, conditions.spread = self._point.detach().clone(), self.spread
             self._hypernet.generator.focus(conditions.best(self._point), self.spread)
+        self._hypernet.member_context = self.best_context
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -203,7 +205,7 @@ class HyperparameterSearch(BaseCallback):
         if not gradient.isfinite().all():
             raise ValueError("the gradient of the validation loss with respect to the hyperparameters is NaN or infinite")
         both = torch.cat([gradient.flatten(), loss.detach().to(gradient).flatten()])
-        both = trainer.strategy.reduce(both, reduce_op="mean")
+        both = trainer.strategy.reduce(both.to(trainer.strategy.root_device), reduce_op="mean").to(gradient)
         return float(both[-1]), both[:-1].view_as(gradient)
 
     def _next(self, trainer: pl.Trainer) -> Any:
@@ -243,22 +245,10 @@ class HyperparameterSearch(BaseCallback):
             )
         return loss
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the members have the condition found."""
-        if self._callback is not None:
-            self._hypernet.member_context = self.best_context
-
-    on_test_start = on_predict_start = on_validation_start
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the members have the condition found."""
-        self.on_validation_start(trainer, pl_module)
+        """Tell of a search that never began."""
         if not self.path:
             warnings.warn(f"the search made no step: training ended within its warmup of {self.warmup} steps", stacklevel=2)
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the members have the condition found."""
-        self.on_validation_start(trainer, pl_module)
 
     def curve(
         self, trainer: pl.Trainer, name: str, points: int = 25, batches: int | None = None
@@ -305,7 +295,7 @@ class HyperparameterSearch(BaseCallback):
     def state_dict(self) -> dict[str, Any]:
         """Where the search stands."""
         path = [(one.step, one.loss, dict(one.values)) for one in self.path]
-        return {"point": self._point.detach(), "optimizer": self._optimizer.state_dict(), "path": path}
+        return {"point": self._point.detach().clone(), "optimizer": self._optimizer.state_dict(), "path": path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.

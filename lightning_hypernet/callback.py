@@ -25,6 +25,7 @@ from lightning_hypernet.placing import (
     refuse_shared,
     set_conditions,
     set_diversity,
+    take_conditions,
     warn_of_hidden,
     wrap_whole,
 )
@@ -135,7 +136,7 @@ class HypernetCallback(BaseCallback):
             raise TypeError(f"target must be the path of a module, as 'model', or '.', not {target!r}")
         if context is not None and not callable(context):
             raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
-        if conditions is not None and (context is not None or "context_dim" in hypernet_options):
+        if conditions is not None and (context is not None or number(hypernet_options.get("context_dim", 0))):
             raise ValueError("conditions make the context themselves: leave out context and context_dim")
         self.conditions = plugins_with(plugins).build_conditions(conditions)
         if context is not None and not number(hypernet_options.get("context_dim", 0)):
@@ -232,8 +233,7 @@ class HypernetCallback(BaseCallback):
         asked = self._asked()
         if not asked.same(hypernet.diversity):
             set_diversity(hypernet, asked)
-        if self.conditions and hypernet.conditions is None:
-            set_conditions(hypernet, Conditions(self.conditions, hypernet.target))
+        take_conditions(hypernet, self.conditions, self.target)
         self._hypernet = hypernet
 
     @property

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
-from lightning_hypernet.conditions import Conditions
+from lightning_hypernet.conditions import Condition, Conditions, recipe_of_conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.target.backends import Loop
@@ -339,6 +339,7 @@ def set_conditions(hypernet: Hypernet, conditions: Conditions | None) -> None:
     if conditions is None:
         return
     context = conditions.best(conditions.starting())[None]
+    hypernet.member_context = context[0]
     backend = hypernet.executor.backend
     places = [".".join(place) for place in conditions.settings(context)]
     if places and backend is not None and type(backend) is not Loop:
@@ -349,6 +350,30 @@ def set_conditions(hypernet: Hypernet, conditions: Conditions | None) -> None:
     losses = getattr(hypernet.diversity, "losses", {})
     if odd := [name for name in conditions.weights(context) if name not in losses]:
         raise ValueError(f"a condition weighs the diversity loss {odd[0]!r}, and there are {', '.join(losses) or 'none'}")
+
+
+def take_conditions(hypernet: Hypernet, conditions: Mapping[str, Condition], target: str) -> None:
+    """See that a Hypernet that stands there has the conditions that were asked for; one without takes them.
+
+    Raises:
+        ValueError: If it has others.
+    """
+    if not conditions:
+        return
+    if hypernet.conditions is None:
+        (network,) = hypernet.materialize(hypernet.sample(1))
+        bound = Conditions(conditions, network)
+        if bound.dim != hypernet.context_dim:
+            raise ValueError(
+                f"the target {target!r} is a Hypernet already, with context_dim={hypernet.context_dim}, and conditions have "
+                f"{bound.dim} numbers"
+            )
+        set_conditions(hypernet, bound)
+    elif hypernet.conditions.recipe != recipe_of_conditions(conditions):
+        raise ValueError(
+            f"the target {target!r} is a Hypernet already, with the conditions {hypernet.conditions.recipe}, not "
+            f"{recipe_of_conditions(conditions)}"
+        )
 
 
 def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:

@@ -120,35 +120,38 @@ class StepSampler(MemberSampler):
             self._together = None
 
     def hyperparameters(self) -> dict[str, Tensor]:
-        """The values of the conditions in this step, ``(samples,)`` or ``(samples, count)``.
-
-        Under ``deal="batch"`` they are the one network's own, ``()`` or ``(count,)``.
+        """The values of the conditions in this step, ``(samples,)`` or ``(samples, count)``; see `of_examples`.
 
         Raises:
             RuntimeError: Outside of a training step, or without conditions.
         """
         if self.conditions is None or self._context is None:
             raise RuntimeError("there are hyperparameters in a training step, of a HypernetCallback with conditions, alone")
-        values = self.conditions.values(self._context)
-        return values if self.alone is None else {name: value[self.alone] for name, value in values.items()}
+        return self.conditions.values(self._context)
 
-    def of_examples(self, values: Tensor) -> Tensor:
-        """For every example of the last call in this step what its network has.
+    def of_examples(self, values: Tensor, count: int | None = None) -> Tensor:
+        """For every example of a call in this step what its network has, in the order of the inputs.
 
         Args:
             values: ``(samples, ...)``.
+            count: Examples of the call, where there were several; None: the last.
 
         Returns:
             ``(batch, ...)``; ``(...)`` of the one network under ``deal="batch"``.
 
         Raises:
             RuntimeError: Before the target was called.
+            ValueError: If no call had so many examples.
         """
         if self.alone is not None:
             return values[self.alone]
         if not self._dealt:
             raise RuntimeError("which examples a network has is known once the target was called in a training step")
-        sizes = torch.tensor(list(self._dealt.values())[-1], device=values.device)
+        count = list(self._dealt)[-1] if count is None else count
+        if count not in self._dealt:
+            seen = " or ".join(map(str, self._dealt))
+            raise ValueError(f"the target was called with {seen} examples in this step, not with {count}")
+        sizes = torch.tensor(self._dealt[count], device=values.device)
         return values[: len(sizes)].repeat_interleave(sizes, 0)
 
     @contextmanager

@@ -230,7 +230,7 @@ def unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
             setattr(pl_module, name, value)
 
 
-def step_on(hypernet: Hypernet, pl_module: pl.LightningModule, name: str, deal: str | Split, batch: Any) -> Any:
+def step_on(hypernet: Hypernet, pl_module: pl.LightningModule, name: str, deal: str | Split, batch: Any, *numbers: int) -> Any:
     """What a step of a LightningModule returns for a batch, of the networks of the present step of the Hypernet.
 
     Args:
@@ -238,10 +238,13 @@ def step_on(hypernet: Hypernet, pl_module: pl.LightningModule, name: str, deal: 
         pl_module: The LightningModule.
         name: Which step.
         deal: As of `HypernetCallback`.
-        batch: The batch; the first of the first loader, for a step that takes their numbers.
+        batch: The batch.
+        numbers: Its number and that of its loader, as far as the step takes them.
     """
     step = original_step(pl_module, name)
-    numbers = [0] * (len(inspect.signature(step).parameters) - 1)
+    taken = [one.kind for one in inspect.signature(step).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in taken:
+        numbers = numbers[: sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in taken) - 1]
     if deal == "inputs":
         return step(batch, *numbers)
     return dealt_step(hypernet, pl_module, step, None if isinstance(deal, str) else deal, None, batch, *numbers)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import GeneratorConfig, Hypernet, HypernetCallback
 from lightning_hypernet.diversity import Entropy
+from lightning_hypernet.search import HyperparameterSearch
 from tests.diversity.test_diversity import BrokenPlugin
 
 QUIET = {
@@ -667,6 +668,30 @@ def test_yaml_reaches_every_option(tmp_path, monkeypatch):
     assert callback.hypernet.components == 2
     assert callback.hypernet.generator.extractor.code_size == 5
     assert callback.hypernet.diversity.weights == {"entropy": 0.002, "variance": 0.5}
+
+
+def test_yaml_reaches_conditions_and_their_search(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(
+        "trainer:\n"
+        "  max_steps: 1\n  logger: false\n  enable_checkpointing: false\n  enable_progress_bar: false\n"
+        "  enable_model_summary: false\n  accelerator: cpu\n  limit_val_batches: 0\n"
+        "  callbacks:\n"
+        "    - class_path: lightning_hypernet.HypernetCallback\n"
+        "      init_args:\n"
+        "        target: layer\n"
+        "        conditions:\n"
+        "          decay: {name: l2, parameters: '*weight', range: {log_uniform: [1e-4, 1]}}\n"
+        "          kind: {name: given, range: {choice: [a, b]}}\n"
+        "    - class_path: lightning_hypernet.search.HyperparameterSearch\n"
+        "      init_args: {mode: global, start: {decay: 0.5, kind: b}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["main", "fit", "--config", str(tmp_path / "config.yaml")])
+    with pytest.warns(UserWarning, match="within its warmup"):
+        cli = LightningCLI(CliModule, save_config_callback=None)
+    (callback,) = [one for one in cli.trainer.callbacks if isinstance(one, HypernetCallback)]
+    (search,) = [one for one in cli.trainer.callbacks if isinstance(one, HyperparameterSearch)]
+    assert callback.hypernet.context_dim == 3 and search.mode == "global"
+    assert search.best == {"decay": pytest.approx(0.5, rel=1e-5), "kind": "b"}
 
 
 @pytest.mark.parametrize("target", ["model", "."])

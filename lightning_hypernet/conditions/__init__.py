@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_hypernet.conditions.base import Condition
-from lightning_hypernet.conditions.conditions import Conditions
+from lightning_hypernet.conditions.conditions import Conditions, recipe_of_conditions
 from lightning_hypernet.conditions.diversity_weight import DiversityWeight
 from lightning_hypernet.conditions.dropout import Dropout
 from lightning_hypernet.conditions.given import Given
@@ -29,6 +29,7 @@ __all__ = [
     "choice",
     "log_uniform",
     "read_range",
+    "recipe_of_conditions",
     "uniform",
 ]
 

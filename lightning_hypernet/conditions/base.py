@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -23,12 +24,26 @@ class Condition:
 
     Attributes:
         shared: Whether all networks of a step have the same value.
+        least: The least value that means something, where values must be numbers.
+        most: The greatest.
     """
 
     shared: ClassVar[bool] = False
+    least: ClassVar[float | None] = None
+    most: ClassVar[float] = math.inf
 
     def __init__(self, range: Range) -> None:
         self.range = range
+        if self.least is None:
+            return
+        low, high = range.bounds() or (math.nan, math.nan)
+        if not self.least <= low <= high <= self.most:
+            most = "" if self.most == math.inf else f" to {self.most:g}"
+            raise ValueError(f"the values of {type(self).__name__} must be numbers from {self.least:g}{most}, not {range!r}")
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({options})"
 
     def count(self, target: nn.Module) -> int:
         """How many values there are, seeing the target before it is wrapped; 1, unless a subclass says more.
@@ -50,11 +65,12 @@ class Condition:
         """Weights of diversity losses by their names, scalars, of values ``(count,)``, where the condition is shared."""
         return {}
 
-    def around_step(self, values: Tensor, of_examples: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
+    def around_step(self, values: Tensor, of_examples: Callable[[Tensor, int], Tensor]) -> AbstractContextManager[Any]:
         """What a training step runs in.
 
         Args:
             values: ``(S, count)``, of its networks.
-            of_examples: Turns ``(S,)`` into ``(batch,)``, for every example what its network has, once the target was called.
+            of_examples: Turns ``(S,)`` and a number of examples into ``(batch,)``, for every example of the last call with so
+                many what its network has.
         """
         return nullcontext()

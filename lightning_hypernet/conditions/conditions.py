@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,12 @@ from torch import Tensor, distributed, nn
 
 from lightning_hypernet.conditions.base import Condition
 from lightning_hypernet.population import Population
-from lightning_hypernet.values import real
+from lightning_hypernet.values import real, shown
+
+
+def recipe_of_conditions(conditions: Mapping[str, Condition]) -> dict[str, str]:
+    """What conditions are, in words that are the same for those that do the same."""
+    return {name: repr(condition) for name, condition in conditions.items()}
 
 
 class Conditions:
@@ -29,9 +35,10 @@ class Conditions:
     """
 
     def __init__(self, conditions: Mapping[str, Condition], target: nn.Module) -> None:
-        self._conditions = dict(conditions)
+        self._conditions = copy.deepcopy(dict(conditions))  # what a condition keeps of a target is this target's
+        self.recipe = recipe_of_conditions(conditions)
         self._counts: dict[str, int] = {}
-        for name, condition in conditions.items():
+        for name, condition in self._conditions.items():
             try:
                 self._counts[name] = condition.count(target)
             except ValueError as error:
@@ -93,6 +100,8 @@ class Conditions:
         Raises:
             ValueError: If a name is unknown or a value lies outside of its range.
         """
+        if not isinstance(start or {}, Mapping):
+            raise ValueError(f"start must be a mapping of names to values, not {shown(start)}")
         start = dict(start or {})
         if odd := [name for name in start if name not in self._conditions]:
             raise ValueError(f"there is no condition {odd[0]!r} to start from; there are {', '.join(self._conditions)}")
@@ -100,7 +109,10 @@ class Conditions:
         for name, condition, part in self._parts(point):
             if name in start:
                 try:
-                    part.copy_(condition.range.point(start[name]).repeat(self._counts[name]))
+                    values = start[name] if isinstance(start[name], list) else [start[name]] * self._counts[name]
+                    if len(values) != self._counts[name]:
+                        raise ValueError(f"it has {self._counts[name]} values, and start lists {len(values)}")
+                    part.copy_(torch.cat([condition.range.point(value) for value in values]))
                 except ValueError as error:
                     raise ValueError(f"the condition {name!r}: {error}") from None
         return point
@@ -162,7 +174,7 @@ class Conditions:
         return {loss: weight for one, part in shared for loss, weight in one.weights(one.range.values(part)).items()}
 
     @contextmanager
-    def around_step(self, context: Tensor, of_examples: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def around_step(self, context: Tensor, of_examples: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
         """What a training step runs in, given the conditions of its networks ``(S, dim)``; see `Condition.around_step`."""
         with ExitStack() as stack:
             for _, condition, part in self._parts(context.detach()):
@@ -171,7 +183,7 @@ class Conditions:
 
     def state_dict(self) -> dict[str, Any]:
         """The random numbers, and where the search stands."""
-        return {"seed": self.seed, "draws": self.draws, "point": self.point, "spread": self.spread}
+        return {"seed": self.seed, "draws": self.draws, "point": self.point, "spread": self.spread, "recipe": self.recipe}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as a checkpoint left off, bit for bit.
@@ -180,7 +192,7 @@ class Conditions:
             ValueError: If it was written for other conditions.
         """
         point = state["point"]
-        if point is not None and point.shape != (self.dim,):
-            raise ValueError(f"the checkpoint's conditions have {len(point)} numbers, and these {self.dim}")
+        if state["recipe"] != self.recipe or (point is not None and point.shape != (self.dim,)):
+            raise ValueError(f"the checkpoint was written with the conditions {state['recipe']}, not {self.recipe}")
         self.seed, self.draws, self.point = int(state["seed"]), int(state["draws"]), point
         self.spread = real("the checkpoint's spread", state["spread"], 0)

@@ -22,6 +22,7 @@ class DiversityWeight(Condition):
     """
 
     shared: ClassVar[bool] = True
+    least: ClassVar[float] = 0.0
 
     def __init__(self, range: Range, loss: str = "entropy") -> None:
         super().__init__(range)

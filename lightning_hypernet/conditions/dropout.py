@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_hypernet.conditions.base import Condition
-from lightning_hypernet.conditions.ranges import Range, Uniform
+from lightning_hypernet.conditions.ranges import Range
 from lightning_hypernet.values import texts
 
 
@@ -25,13 +25,12 @@ class Dropout(Condition):
         ValueError: If the range leaves 0 to 1.
     """
 
+    least: ClassVar[float] = 0.0
+    most: ClassVar[float] = 1.0
+
     def __init__(self, range: Range, modules: str | Sequence[str] = "*") -> None:
         super().__init__(range)
         self.modules = texts("modules", modules, "pattern")
-        if isinstance(range, Uniform):
-            values = range.values(torch.tensor([-1.0, 1.0]))
-            if values.min() < 0 or values.max() > 1:
-                raise ValueError(f"a dropout rate lies in 0 to 1, and the range is {range!r}")
         self._paths: list[str] = []
 
     def count(self, target: nn.Module) -> int:

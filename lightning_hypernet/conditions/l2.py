@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class L2(Condition):
         parameters: Glob patterns of the generated parameters.
         per: What has a decay of its own: ``"all"``, ``"parameter"`` or ``"weight"``.
     """
+
+    least: ClassVar[float] = 0.0
 
     def __init__(self, range: Range, parameters: str | Sequence[str] = "*", per: str = "all") -> None:
         super().__init__(range)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,13 +30,16 @@ class LabelSmoothing(Condition):
         range: Of the share.
     """
 
-    def around_step(self, values: Tensor, of_examples: Callable[[Tensor], Tensor]) -> _Smoothed:
+    least: ClassVar[float] = 0.0
+    most: ClassVar[float] = 1.0
+
+    def around_step(self, values: Tensor, of_examples: Callable[[Tensor, int], Tensor]) -> _Smoothed:
         """Within, `torch.nn.functional.cross_entropy` smooths the labels of every network by its own share."""
-        return _Smoothed(lambda: of_examples(values[:, 0]))
+        return _Smoothed(lambda count: of_examples(values[:, 0], count))
 
 
 class _Smoothed(TorchFunctionMode):
-    def __init__(self, shares: Callable[[], Tensor]) -> None:
+    def __init__(self, shares: Callable[[int], Tensor]) -> None:
         super().__init__()
         self._shares, self._taken = shares, False
 
@@ -48,26 +52,26 @@ class _Smoothed(TorchFunctionMode):
         self._taken = True
         names = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
         options |= dict(zip(names, args, strict=False))
-        return _smoothed(self._shares(), **options)
+        return _smoothed(self._shares, **options)
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         super().__exit__(kind, *rest)  # type: ignore[no-untyped-call]
         if kind is None and not self._taken:
-            raise RuntimeError(
-                "training_step takes no cross-entropy of torch.nn, so there are no labels to smooth: leave the condition "
-                "out, or read it in training_step"
+            warnings.warn(
+                "training_step took no cross-entropy of torch.nn, so there were no labels to smooth: leave the condition "
+                "out, or read it in training_step",
+                stacklevel=2,
             )
 
 
 def _smoothed(
-    shares: Tensor, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    shares_of: Callable[[int], Tensor], input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
     reduction: str = "mean", **_: Any,
 ) -> Tensor:  # fmt: skip
-    """Cross-entropy ``(batch, ...)`` smoothed by shares ``(batch,)``, or one share."""
+    """Cross-entropy of ``(batch, ...)``, smoothed by shares ``(batch,)`` or one share, in the order of the target's outputs."""
     taken = functools.partial(F.cross_entropy, input, target, weight, ignore_index=ignore_index, reduction="none")
     sharp, flat = taken(), taken(label_smoothing=1.0)
-    if shares.ndim and len(shares) != len(sharp):
-        raise ValueError(f"the cross-entropy is of {len(sharp)} examples, and the target was called with {len(shares)}")
+    shares = shares_of(len(sharp) if sharp.ndim else 1)
     loss = torch.lerp(sharp, flat, shares.reshape(-1, *[1] * (sharp.ndim - 1)).to(sharp) if shares.ndim else shares.to(sharp))
     if reduction == "none":
         return loss

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from lightning_hypernet.values import guess, real, shown
+from lightning_hypernet.values import guess, number, real, shown
 
 
 class Range(ABC):
@@ -50,6 +50,10 @@ class Range(ABC):
     def best(self, point: Tensor) -> Tensor:
         """The condition at a point, without noise: both ``(values * width,)``."""
 
+    @abstractmethod
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the greatest value; None where values are no numbers."""
+
     def said(self, value: Tensor) -> Any:
         """A value, a scalar tensor, as people write it."""
         return float(value)
@@ -73,6 +77,11 @@ class Uniform(Range):
 
     def __repr__(self) -> str:
         return f"uniform({self.low:g}, {self.high:g})"
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        low, high = self.values(torch.tensor([-1.0, 1.0], dtype=torch.float64)).tolist()
+        return low, high
 
     def draw(self, count: int, values: int, source: Generator) -> Tensor:
         """Conditions drawn evenly: ``(count, values)``."""
@@ -143,11 +152,16 @@ class Choice(Range):
     def __init__(self, *options: Any) -> None:
         if len(options) < 2:
             raise ValueError(f"a choice is made of two values or more, not of {shown(options)}")
-        self.options, self.width = options, len(options)
-        self._numeric = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in options)
+        read = [number(one) for one in options]
+        self._numeric = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in read)
+        self.options, self.width = tuple(read) if self._numeric else options, len(options)
 
     def __repr__(self) -> str:
         return f"choice({', '.join(map(repr, self.options))})"
+
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the greatest value; None where values are no numbers."""
+        return (min(self.options), max(self.options)) if self._numeric else None
 
     def draw(self, count: int, values: int, source: Generator) -> Tensor:
         """Conditions drawn evenly: ``(count, values * width)``."""

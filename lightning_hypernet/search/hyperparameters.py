@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -14,12 +14,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Adam
 
 from lightning_hypernet.callback import HypernetCallback
 from lightning_hypernet.conditions import Conditions
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.search.validation import metrics_kept, transferred, validating, validation_batches, without_dropout
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.training_step import step_on, unlogged
 from lightning_hypernet.trees import BaseCallback
@@ -44,7 +44,7 @@ class SearchStep:
 
 
 class HyperparameterSearch(BaseCallback):
-    r"""Moves hyperparameters to where the validation loss is lowest, beside a `HypernetCallback` with conditions.
+    r"""Moves hyperparameters to where the validation loss is lowest, behind a `HypernetCallback` with conditions.
 
     The generator learns the best response, the weights that minimise the training loss under every condition near the present
     center; the center follows the gradient of the validation loss through it, by an optimizer of its own:
@@ -106,7 +106,14 @@ class HyperparameterSearch(BaseCallback):
         self._point = nn.Parameter(torch.zeros(0))
         self._optimizer = Adam([self._point], lr=self.lr)
         self._callback: HypernetCallback | None = None
-        self._batches: Iterator[Any] = iter(())
+        self._batches: Iterator[tuple[Any, int, int]] = iter(())
+        self._read = 0
+        self._searched: weakref.ref[Hypernet] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells this callback's state from that of a search for another target."""
+        return self._generate_state_key(target=self.target)
 
     @property
     def conditions(self) -> Conditions:
@@ -145,12 +152,15 @@ class HyperparameterSearch(BaseCallback):
         before = callbacks[: next(index for index, one in enumerate(callbacks) if one is self)]
         found = [one for one in before if isinstance(one, HypernetCallback) and self.target in (None, one.target)]
         if len(found) != 1 or not found[0].conditions:
+            there = "are several: set target" if len(found) > 1 else "is one without any" if found else "is none before it"
             raise ValueError(
                 "a HyperparameterSearch stands in the list of callbacks behind one HypernetCallback with conditions, and there "
-                f"{'is one without conditions' if len(found) == 1 else f'are {len(found)}: set target'}"
+                f"{there}"
             )
         self._callback = found[0]
-        if not len(self._point):
+        if self._searched is None or self._searched() is not self._hypernet:
+            self._searched = weakref.ref(self._hypernet)
+            self.path, self._read = [], 0
             self._at(self.conditions.starting(self.start))
 
     def _at(self, point: Tensor) -> None:
@@ -160,7 +170,7 @@ class HyperparameterSearch(BaseCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw conditions around the center from now on."""
         self._focus()
-        self._batches = iter(())
+        self._batches = islice(validation_batches(trainer), self._read, None)
 
     def _focus(self) -> None:
         """Let draws, the generator and the members follow the center."""
@@ -168,7 +178,9 @@ class HyperparameterSearch(BaseCallback):
             conditions = self.conditions
             conditions.point, conditions.spread = self._point.detach().clone(), self.spread
             self._hypernet.generator.focus(conditions.best(self._point), self.spread)
-        self._hypernet.member_context = self.best_context
+        assert self._callback is not None
+        for hypernet in (self._hypernet, *self._callback.twins):
+            hypernet.member_context = self.best_context
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,8 +198,9 @@ class HyperparameterSearch(BaseCallback):
         self._focus()
         means = {name: float(value.double().mean()) for name, value in self.conditions.values(self.best_context).items()}
         self.path.append(SearchStep(step, loss, means))
+        prefix = "hypernet/" if self.target is None else f"hypernet/{self.target}/"
         for name, value in {"validation_loss": loss, **means}.items():
-            pl_module.log(f"hypernet/{name}", value, on_step=True, on_epoch=False)
+            pl_module.log(f"{prefix}{name}", value, on_step=True, on_epoch=False)
 
     def _pace(self, trainer: pl.Trainer, step: int) -> float:
         """What the learning rate is multiplied by: a cosine that falls to zero where training ends, if that is known."""
@@ -196,9 +209,9 @@ class HyperparameterSearch(BaseCallback):
 
     def _slope(self, trainer: pl.Trainer) -> tuple[float, Tensor]:
         """The validation loss at the center on the next batch, and its gradient; means over all ranks."""
-        batch = self._next(trainer)
+        read = self._next(trainer)
         with torch.inference_mode(False), torch.enable_grad():
-            loss = self._loss(trainer, self.conditions.draw(self._hypernet.samples, self._point), batch)
+            loss = self._loss(trainer, self.conditions.draw(self._hypernet.samples, self._point), *read)
             if not loss.requires_grad:
                 raise ValueError(f"the validation loss that {self.objective!r} gives has no gradient: don't detach it")
             (gradient,) = torch.autograd.grad(loss, self._point)
@@ -208,34 +221,37 @@ class HyperparameterSearch(BaseCallback):
         both = trainer.strategy.reduce(both.to(trainer.strategy.root_device), reduce_op="mean").to(gradient)
         return float(both[-1]), both[:-1].view_as(gradient)
 
-    def _next(self, trainer: pl.Trainer) -> Any:
-        """The next batch of validation data, over and over."""
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches = _batches(trainer)
-            batch = next(self._batches, None)
-        if batch is None:
+    def _next(self, trainer: pl.Trainer) -> tuple[Any, int, int]:
+        """The next batch of validation data, over and over; its number, and that of its loader."""
+        read = next(self._batches, None)
+        if read is None:
+            self._batches, self._read = validation_batches(trainer), 0
+            read = next(self._batches, None)
+        if read is None:
             raise ValueError("a search needs validation data: give fit val_dataloaders, and leave limit_val_batches above 0")
-        return batch
+        self._read += 1
+        return read
 
-    def _loss(self, trainer: pl.Trainer, context: Tensor, batch: Any) -> Tensor:
+    def _loss(self, trainer: pl.Trainer, context: Tensor, batch: Any, *numbers: int) -> Tensor:
         """The validation loss of networks with conditions ``(samples, context_dim)`` or ``(context_dim,)`` on a batch."""
         assert self._callback is not None
         pl_module, hypernet = trainer.lightning_module, self._hypernet
-        batch = trainer.strategy.batch_to_device(batch)
         step = self.objective if isinstance(self.objective, str) else None
         with (
+            validating(trainer),
+            metrics_kept(pl_module),
             hypernet.step(context.to(hypernet.members.stored.context)),
             hypernet.aside(),
-            _without_dropout(pl_module, hypernet),
+            without_dropout(pl_module, hypernet),
             unlogged(pl_module),
             trainer.precision_plugin.forward_context(),
         ):
+            batch = transferred(trainer, batch, numbers[1])
             if step is None:
                 assert callable(self.objective)
                 result = self.objective(pl_module, batch)
             else:
-                result = step_on(hypernet, pl_module, step, self._callback.deal, batch)
+                result = step_on(hypernet, pl_module, step, self._callback.deal, batch, *numbers)
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = "nothing" if loss is None else shown(loss) if not isinstance(loss, Tensor) else f"{tuple(loss.shape)}"
@@ -268,7 +284,10 @@ class HyperparameterSearch(BaseCallback):
         with evaluating(self._hypernet, mode=True), torch.no_grad():
             for context in conditions.along(self.best_context, name, whole("points", points, 2)):
                 values.append(float(conditions.values(context)[name]))
-                losses.append(fmean(float(self._loss(trainer, context, batch)) for batch in islice(_batches(trainer), batches)))
+                read = [float(self._loss(trainer, context, *one)) for one in islice(validation_batches(trainer), batches)]
+                if not read:
+                    raise ValueError("a curve needs validation data: a trainer that has validated, and one batch or more")
+                losses.append(fmean(read))
         return values, losses
 
     def plot(self, name: str, axes: Any = None) -> Any:
@@ -283,6 +302,8 @@ class HyperparameterSearch(BaseCallback):
         """
         import matplotlib.pyplot as plt
 
+        if name not in self.conditions:
+            raise ValueError(f"there is no condition {name!r} to plot; there are {', '.join(self.conditions)}")
         if axes is None:
             _, axes = plt.subplots(2, 1, sharex=True, figsize=(6, 5))
         steps = [one.step for one in self.path]
@@ -295,7 +316,12 @@ class HyperparameterSearch(BaseCallback):
     def state_dict(self) -> dict[str, Any]:
         """Where the search stands."""
         path = [(one.step, one.loss, dict(one.values)) for one in self.path]
-        return {"point": self._point.detach().clone(), "optimizer": self._optimizer.state_dict(), "path": path}
+        return {
+            "point": self._point.detach().clone(),
+            "optimizer": self._optimizer.state_dict(),
+            "path": path,
+            "read": self._read,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -309,36 +335,4 @@ class HyperparameterSearch(BaseCallback):
             )
         self._at(state_dict["point"].clone())
         self._optimizer.load_state_dict(state_dict["optimizer"])
-        self.path = [SearchStep(*one) for one in state_dict["path"]]
-
-
-def _batches(trainer: pl.Trainer) -> Iterator[Any]:
-    """Validation batches of a trainer."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    if trainer.val_dataloaders is None and trainer.training and loop._data_source.is_defined():
-        trainer.validating = True  # Lightning sets loaders up before the first validation
-        loop.setup_data()
-        trainer.training = True
-    loaders = trainer.val_dataloaders
-    if loaders is None:
-        return iter(())
-    several = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    return (batch for loader in several for batch in loader)
-
-
-@contextmanager
-def _without_dropout(pl_module: pl.LightningModule, hypernet: Hypernet) -> Iterator[None]:
-    """Within, all but the Hypernet evaluates, and its networks drop nothing; norm layers use the batch, as in training."""
-    inside = {id(module) for module in hypernet.modules()}
-    changed = [
-        module
-        for module in pl_module.modules()
-        if module.training and (id(module) not in inside or isinstance(module, _DropoutNd))
-    ]
-    for module in changed:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = True
+        self.path, self._read = [SearchStep(*one) for one in state_dict["path"]], int(state_dict["read"])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
 
 from lightning_hypernet import HypernetCallback
 from lightning_hypernet.conditions import L2, Dropout, Given, choice, log_uniform, uniform
@@ -182,7 +183,8 @@ def test_without_validation_data_there_is_nothing_to_follow():
 
 
 def test_the_start_is_a_value_of_its_range():
-    for start, told in [({"decya": 1}, "no condition 'decya'"), ({"decay": 1e9}, "must lie in")]:
+    starts = [({"decya": 1}, "no condition 'decya'"), ({"decay": 1e9}, "must lie in"), (3, "must be a mapping")]
+    for start, told in starts:
         with pytest.raises(ValueError, match=told):
             searched(1, data(), start=start)
 
@@ -195,7 +197,7 @@ def test_networks_of_a_search_drop_nothing_and_leave_no_trace():
             self.seen = []
 
         def validation_step(self, batch, batch_idx):
-            if self.trainer.training:
+            if self.model.training:
                 self.seen.append((self.training, torch.equal(self.model(batch[0]), self.model(batch[0]))))
                 self.model.target[2].p = self.model.target[2].p
             return super().validation_step(batch, batch_idx)
@@ -212,3 +214,52 @@ def test_the_path_is_drawn():
     _, _, search, _ = searched(60, data())
     figure = search.plot("decay")
     assert [axes.get_ylabel() for axes in figure.axes] == ["decay", "validation loss"]
+
+
+class Watching(Ridge):
+    """Metrics, a look at what is transferred, and a step that is told which loader and batch it sees."""
+
+    def __init__(self, steps):
+        super().__init__(steps)
+        self.metric, self.numbers, self.stages = MeanSquaredError(), [], []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.stages.append((self.trainer.training, len(batch[0])))
+        return batch
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.numbers.append((batch_idx, dataloader_idx, len(batch[0])))
+        self.metric.update(self.model(batch[0]), batch[1])
+        return F.mse_loss(self.model(batch[0]), batch[1])
+
+
+def test_a_search_step_is_validation_that_leaves_metrics_alone():
+    x, y, v, w = data(seed=3)
+    torch.manual_seed(0)
+    callback = HypernetCallback(conditions={"decay": L2(log_uniform(1e-3, 1))}, samples=2, members=2)
+    trainer = trainer_of(6, [callback, HyperparameterSearch(warmup=0)], num_sanity_val_steps=0, check_val_every_n_epoch=100)
+    several = [DataLoader(TensorDataset(v[:count], w[:count]), batch_size=8) for count in (16, 4)]
+    module = Watching(6)
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=12), several)
+    assert module.numbers == [(0, 0, 8), (1, 0, 8), (0, 1, 4)] * 2
+    assert module.stages == [pair for size in (8, 8, 4) * 2 for pair in ((True, 12), (False, size))]
+    assert module.metric._update_count == 0 and module.metric.total == 0
+
+
+def test_a_search_of_another_module_begins_anew():
+    parts = data()
+    _, callback, search, _ = searched(60, parts)
+    assert len(search.path) == 10
+    trainer = trainer_of(60, [callback, search], num_sanity_val_steps=0, check_val_every_n_epoch=60)
+    trainer.fit(Ridge(60), *loaders(*parts))
+    assert [one.step for one in search.path] == list(range(51, 61))
+    with pytest.raises(ValueError, match="no condition 'nope' to plot"):
+        search.plot("nope")
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_a_search_runs_in_other_precisions(precision):
+    callback = HypernetCallback(conditions={"decay": L2(log_uniform(1e-3, 1))}, samples=2, members=2)
+    search = HyperparameterSearch(warmup=0)
+    trainer_of(3, [callback, search], precision=precision, num_sanity_val_steps=0).fit(Ridge(3), *loaders(*data()))
+    assert len(search.path) == 3

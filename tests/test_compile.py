@@ -88,7 +88,9 @@ def same_evaluation(plain, compiled, shape, sizes):
             assert_same(compiled(x), plain(x))
 
 
-@pytest.mark.parametrize(("make", "shape", "execution", "options"), SMALL)
+@pytest.mark.parametrize(
+    ("make", "shape", "execution", "options"), [pytest.param(*SMALL[0], marks=pytest.mark.slow), *SMALL[1:]]
+)
 def test_a_step_is_four_graphs_and_computes_the_same(make, shape, execution, options):
     plain, compiled, counter = twins(make, shape, "eager", execution=execution, **options)
     same_steps(plain, compiled, shape, [16, 16, 16])  # the first run of a kind is watched, and not compiled

@@ -45,6 +45,7 @@ class Case:
         replay: Whether steps are replayed; not where they carry a state from one to the next, or norm layers beside the target
             see the joined outputs.
         loaded: `inputs` of `from_checkpoint`, where batches do not reach the target as they are.
+        seed: Of the module's weights.
     """
 
     make: Callable[[], pl.LightningModule]
@@ -54,13 +55,14 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     replay: bool = True
     loaded: Callable[[Any], Any] | None = None
+    seed: int = 0
 
     @property
     def loader(self) -> DataLoader:
         return DataLoader(self.batches, batch_size=None)
 
     def module(self) -> pl.LightningModule:
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         return self.make()
 
     def plain(self) -> nn.Module:

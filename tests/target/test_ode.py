@@ -240,6 +240,7 @@ def test_the_best_gaussian_is_the_best():
         assert -MultivariateNormal(points.mean(0) + shift, torch.cov(points.T)).log_prob(points).mean() > gaussian_nll(points)
 
 
+@pytest.mark.slow
 def test_the_example_prints_its_figures_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ode_flow.py", *SHORT])

@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--faster", type=float, default=8.0, help="learning rate of what time changes, relative to the rest")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of the picture")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     figures = blocks(options.seed)
 

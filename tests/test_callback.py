@@ -647,16 +647,20 @@ class CliModule(OtherBoringModel):
     pass
 
 
+YAML = (
+    "trainer:\n"
+    "  max_steps: 1\n  logger: false\n  enable_checkpointing: false\n  enable_progress_bar: false\n"
+    "  enable_model_summary: false\n  accelerator: cpu\n  limit_val_batches: 0\n"
+    "  callbacks:\n"
+    "    - class_path: lightning_hypernet.HypernetCallback\n"
+    "      init_args:\n"
+    "        target: layer\n"
+)
+
+
 def test_yaml_reaches_every_option(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(
-        "trainer:\n"
-        "  max_steps: 1\n  logger: false\n  enable_checkpointing: false\n  enable_progress_bar: false\n"
-        "  enable_model_summary: false\n  accelerator: cpu\n  limit_val_batches: 0\n"
-        "  callbacks:\n"
-        "    - class_path: lightning_hypernet.HypernetCallback\n"
-        "      init_args:\n"
-        "        target: layer\n"
-        "        diversity:\n          entropy: 0.002\n          variance: {weight: 0.5}\n"
+        YAML + "        diversity:\n          entropy: 0.002\n          variance: {weight: 0.5}\n"
         "        samples: 3\n"
         "        components: 2\n"
         "        generator:\n          code_size: 5\n"
@@ -672,14 +676,7 @@ def test_yaml_reaches_every_option(tmp_path, monkeypatch):
 
 def test_yaml_reaches_conditions_and_their_search(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(
-        "trainer:\n"
-        "  max_steps: 1\n  logger: false\n  enable_checkpointing: false\n  enable_progress_bar: false\n"
-        "  enable_model_summary: false\n  accelerator: cpu\n  limit_val_batches: 0\n"
-        "  callbacks:\n"
-        "    - class_path: lightning_hypernet.HypernetCallback\n"
-        "      init_args:\n"
-        "        target: layer\n"
-        "        conditions:\n"
+        YAML + "        conditions:\n"
         "          decay: {name: l2, parameters: '*weight', range: {log_uniform: [1e-4, 1]}}\n"
         "          kind: {name: given, range: {choice: [a, b]}}\n"
         "    - class_path: lightning_hypernet.search.HyperparameterSearch\n"

@@ -24,11 +24,13 @@ class Condition:
 
     Attributes:
         shared: Whether all networks of a step have the same value.
+        single: Whether there may be one of the kind alone.
         least: The least value that means something, where values must be numbers.
         most: The greatest.
     """
 
     shared: ClassVar[bool] = False
+    single: ClassVar[bool] = False
     least: ClassVar[float | None] = None
     most: ClassVar[float] = math.inf
 

@@ -37,6 +37,9 @@ class Conditions:
     def __init__(self, conditions: Mapping[str, Condition], target: nn.Module) -> None:
         self._conditions = copy.deepcopy(dict(conditions))  # what a condition keeps of a target is this target's
         self.recipe = recipe_of_conditions(conditions)
+        single = [type(condition).__name__ for condition in conditions.values() if condition.single]
+        if len(set(single)) < len(single):
+            raise ValueError(f"two conditions are {single[0]}, which there may be one of: leave one out")
         self._counts: dict[str, int] = {}
         for name, condition in self._conditions.items():
             try:
@@ -171,7 +174,10 @@ class Conditions:
     def weights(self, context: Tensor) -> dict[str, Tensor]:
         """The weights of diversity losses, scalars by the losses' names, of ``(S, dim)``."""
         shared = [(condition, part[0]) for _, condition, part in self._parts(context.detach()) if condition.shared]
-        return {loss: weight for one, part in shared for loss, weight in one.weights(one.range.values(part)).items()}
+        pairs = [pair for one, part in shared for pair in one.weights(one.range.values(part)).items()]
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(f"two conditions weigh one diversity loss of {', '.join(found)}: leave one out")
+        return found
 
     @contextmanager
     def around_step(self, context: Tensor, of_examples: Callable[[Tensor, int], Tensor]) -> Iterator[None]:

@@ -30,6 +30,7 @@ class LabelSmoothing(Condition):
         range: Of the share.
     """
 
+    single: ClassVar[bool] = True
     least: ClassVar[float] = 0.0
     most: ClassVar[float] = 1.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,8 +36,7 @@ def validation_batches(trainer: pl.Trainer) -> Iterator[tuple[Any, int, int]]:
     return (
         (batch, number, index)
         for index, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False))
-        for number, batch in enumerate(loader)
-        if number < limit
+        for number, batch in enumerate(islice(loader, None if limit == float("inf") else int(limit)))
     )
 
 

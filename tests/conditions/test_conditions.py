@@ -376,3 +376,13 @@ def test_losses_of_several_calls_are_each_smoothed():
         pairs = zip(outputs, y[: len(outputs)], own.tolist(), strict=True)
         rows = [F.cross_entropy(one, label, label_smoothing=share) for one, label, share in pairs]
         assert torch.allclose(loss, torch.stack(rows))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [(lambda: LabelSmoothing(uniform(0, 0.4)), "two conditions are LabelSmoothing"),
+     (lambda: DiversityWeight(log_uniform(1e-2, 1), "variance"), "two conditions weigh one diversity loss of variance")],
+)  # fmt: skip
+def test_two_conditions_that_do_one_thing_are_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        fit(Module(), HypernetCallback(conditions={"a": make(), "b": make()}, diversity="variance", samples=2))

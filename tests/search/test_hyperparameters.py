@@ -1,5 +1,6 @@
 """HyperparameterSearch: best responses that are known exactly."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics import MeanSquaredError
 
 from lightning_hypernet import HypernetCallback
@@ -263,3 +264,16 @@ def test_a_search_runs_in_other_precisions(precision):
     search = HyperparameterSearch(warmup=0)
     trainer_of(3, [callback, search], precision=precision, num_sanity_val_steps=0).fit(Ridge(3), *loaders(*data()))
     assert len(search.path) == 3
+
+
+def test_a_validation_loader_without_end_is_read_as_far_as_it_is_validated_on():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return (pair for _ in itertools.count() for pair in zip(*data()[2:], strict=True))
+
+    callback = HypernetCallback(conditions={"decay": L2(log_uniform(1e-3, 1))}, samples=2, members=2)
+    search = HyperparameterSearch(warmup=0)
+    trainer = trainer_of(5, [callback, search], limit_val_batches=2, num_sanity_val_steps=0, check_val_every_n_epoch=100)
+    trainer.fit(Ridge(5), loaders(*data())[0], DataLoader(Endless(), batch_size=8))
+    assert len(search.path) == 5
+    assert len(search.curve(trainer, "decay", points=2)[1]) == 2

@@ -15,7 +15,7 @@ from lightning_hypernet.values import texts
 
 
 class Dropout(Condition):
-    """The rate of the target's dropout layers; every network has its own.
+    """The rate of the target's dropout, also within attention and recurrent layers; every network has its own.
 
     Args:
         range: Of the rate, within 0 to 1.
@@ -31,7 +31,7 @@ class Dropout(Condition):
     def __init__(self, range: Range, modules: str | Sequence[str] = "*") -> None:
         super().__init__(range)
         self.modules = texts("modules", modules, "pattern")
-        self._paths: list[str] = []
+        self._places: list[tuple[str, str]] = []
 
     def count(self, target: nn.Module) -> int:
         """One rate for all layers that match.
@@ -39,9 +39,9 @@ class Dropout(Condition):
         Raises:
             ValueError: If none does.
         """
-        layers = [path for path, module in target.named_modules() if isinstance(module, _DropoutNd)]
-        self._paths = [path for path in layers if any(fnmatch.fnmatchcase(path, one) for one in self.modules)]
-        if not self._paths:
+        layers = {path: name for path, module in target.named_modules() if (name := _rate_of(module))}
+        self._places = [one for one in layers.items() if any(fnmatch.fnmatchcase(one[0], glob) for glob in self.modules)]
+        if not self._places:
             raise ValueError(
                 f"no dropout layer matches {', '.join(self.modules)}; there are {', '.join(layers) or 'none'}: layers such as "
                 "nn.Dropout have a rate that can be set, calls of F.dropout have none"
@@ -50,4 +50,12 @@ class Dropout(Condition):
 
     def settings(self, values: Tensor) -> Mapping[tuple[str, str], Tensor]:
         """The rate of every network, ``(S,)``, for every layer."""
-        return {(path, "p"): values[:, 0] for path in self._paths}
+        return dict.fromkeys(self._places, values[:, 0])
+
+
+def _rate_of(module: nn.Module) -> str:
+    """The attribute of a layer that holds its dropout rate; empty if it has none."""
+    if isinstance(module, _DropoutNd):
+        return "p"
+    drops = isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.RNNBase) and module.num_layers > 1)
+    return "dropout" if drops else ""

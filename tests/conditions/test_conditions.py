@@ -386,3 +386,25 @@ def test_losses_of_several_calls_are_each_smoothed():
 def test_two_conditions_that_do_one_thing_are_refused(make, told):
     with pytest.raises(ValueError, match=told):
         fit(Module(), HypernetCallback(conditions={"a": make(), "b": make()}, diversity="variance", samples=2))
+
+
+@pytest.mark.parametrize("kind", ["attention", "lstm"])
+def test_dropout_within_attention_and_recurrent_layers_is_set_too(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(16, 16, 2, dropout=0.5, batch_first=True)
+            if kind == "attention":
+                self.layer = nn.TransformerEncoderLayer(16, 2, 8, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            out = self.layer(x)
+            return out[0] if isinstance(out, tuple) else out
+
+    hypernet = hypernet_with({"rate": Dropout(uniform(0, 0.9))}, Net().double())
+    x = torch.randn(1, 3, 16).double().expand(8, 3, 16)
+    with hypernet.step(torch.tensor([[-1.0], [0.0], [-1.0], [0.0]]).double()):
+        same = [torch.equal(*part) for part in hypernet(x).split(2)]
+    assert same == [True, False, True, False]
+    places = hypernet.conditions.settings(torch.zeros(1, 1))
+    assert ("layer.self_attn" if kind == "attention" else "layer", "dropout") in places

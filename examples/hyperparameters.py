@@ -190,11 +190,13 @@ def main() -> None:
     parts, steps = digits(args.seed), 1500 // share
     torch.manual_seed(args.seed)
     module = Model(network(0.5), F.cross_entropy, steps, lr=0.01)
-    rate = searched(module, {"rate": Dropout(uniform(0, 0.9))}, parts, len(parts[0][0]), lr=0.01, spread=0.15)
+    options = {"lr": 0.01, "spread": 0.2, "warmup": 300 // share}
+    rate = searched(module, {"rate": Dropout(uniform(0, 0.9))}, parts, len(parts[0][0]), **options)
     figures["search_dropout"] = rate.best["rate"]
     rates = [index / 10 for index in range(7)]
-    curve = [sum(plain(parts, one, steps, seed) for seed in range(3)) / 3 for one in rates]
-    figures["grid_dropout"] = rates[min(range(len(rates)), key=curve.__getitem__)]
+    curve = [sum(plain(parts, one, steps, seed) for seed in range(3)) / 3 for one in [*rates, rate.best["rate"]]]
+    figures["search_dropout_valid"] = curve.pop()
+    figures["grid_dropout"], figures["grid_dropout_valid"] = rates[min(range(len(rates)), key=curve.__getitem__)], min(curve)
 
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     axes[0].plot([step.step for step in one.path], [math.log(step.values["decay"]) for step in one.path])

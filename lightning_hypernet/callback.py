@@ -14,6 +14,7 @@ from lightning_hypernet.checkpoint import differences, recipe_of, recorded, writ
 from lightning_hypernet.conditions import Condition, Conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.options import HARMLESS, check_options_of_hypernet, counts_of, plain_options
 from lightning_hypernet.placing import (
     Moves,
     averages_of,
@@ -31,15 +32,16 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
-from lightning_hypernet.sampler import HARMLESS, check_options_of_hypernet, counts_of, plain_options
 from lightning_hypernet.training_step import (
     Split,
     call_step,
+    check_deal,
     check_joined,
     check_optimizers,
     condition_of,
     coordinates_of,
     dealt_step,
+    examples_of,
     give_back_steps,
     go_around,
     loss_of,
@@ -49,7 +51,7 @@ from lightning_hypernet.training_step import (
 )
 from lightning_hypernet.trees import BaseCallback
 from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
-from lightning_hypernet.values import choice, guess, number, several, texts, unknown
+from lightning_hypernet.values import choice, number, several, texts, unknown
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -153,16 +155,13 @@ class HypernetCallback(BaseCallback):
         self.twins: list[Hypernet] = []
         self._twins: list[str] = []
         self._drawn: Population | None = None  # until the backward pass is over
-        if deal not in ("inputs", "batch") and not callable(deal):
-            near = guess(deal, ("inputs", "batch"))
-            raise ValueError(
-                f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}{near}"
-            )
         choice("validation", validation, ("ensemble", "members"))
-        self.deal, self.validation, self.backward = deal, validation, backward
+        self.deal, self.validation, self.backward = check_deal(deal), validation, backward
         self.copies = None if copies is None else texts("copies", copies, "path")
-        check_backward(backward, deal != "inputs", self._asked())  # a mistake is told here, not when training starts
-        check_options_of_hypernet(hypernet_options, plugins_with(self.plugins))
+        found, asked = plugins_with(self.plugins), self._asked()  # a mistake is told here, not when training starts
+        check_backward(backward, deal != "inputs", asked)
+        check_options_of_hypernet(hypernet_options, found)
+        asked.check(found.distributions.chosen(hypernet_options.get("distribution", "generator"))[0], deal != "inputs")
 
     @property
     def hypernet(self) -> Hypernet:
@@ -218,7 +217,7 @@ class HypernetCallback(BaseCallback):
         if conditions is not None:
             self.hypernet_options["context_dim"] = conditions.dim
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
-        set_diversity(hypernet, self._asked())
+        set_diversity(hypernet, self._asked(), self.deal != "inputs")
         set_conditions(hypernet, conditions)
         return hypernet
 
@@ -232,7 +231,7 @@ class HypernetCallback(BaseCallback):
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()
         if not asked.same(hypernet.diversity):
-            set_diversity(hypernet, asked)
+            set_diversity(hypernet, asked, self.deal != "inputs")
         take_conditions(hypernet, self.conditions, self.target)
         self._hypernet = hypernet
 
@@ -271,7 +270,9 @@ class HypernetCallback(BaseCallback):
         check_optimizers(trainer.optimizers, pl_module, self.hypernet, self.target)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let copies of the Hypernet that were made since follow it, as a teacher made in `on_fit_start` does."""
+        """Count the examples; let copies of the Hypernet made since follow it, as a teacher made in `on_fit_start` does."""
+        if isinstance(self.hypernet.diversity, WeightedDiversity):
+            self.hypernet.diversity.see_data(examples_of(trainer))
         others = [one for one in pl_module.modules() if isinstance(one, Hypernet) and one is not self.hypernet]
         for other in others if self.copies is None else ():
             if other.same_as(self.hypernet) and not any(parameter.requires_grad for parameter in other.parameters()):

@@ -19,8 +19,8 @@ from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
+from lightning_hypernet.options import config_of, counts_of
 from lightning_hypernet.plugins import plugins_with
-from lightning_hypernet.sampler import config_of, counts_of
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -53,7 +53,7 @@ class Hypernet(StepSampler):
         example_inputs: A tensor or a tuple of arguments of the target; None: an input of the size a timm model names, if it
             is one. With them the graph of the target shows which norm layer scales which filters, and which layer is the last;
             without, the order of the modules.
-        latent_dim: Numbers in z.
+        latent_dim: Numbers in z; None: 64, or as many as a distribution takes its noise from.
         context_dim: Numbers in the condition of a network, which the generator reads beside z; 0: there are no conditions.
         prior: Name of the prior, or a mapping with its ``name`` and options: ``"normal"``, ``"uniform"`` on [-1, 1],
             ``"mixture"``, a normal distribution for every component, trained, or ``"torch"``, a distribution of torch; or a
@@ -64,7 +64,8 @@ class Hypernet(StepSampler):
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
-            ``"noisy"``, which adds Gaussian noise and knows the density of weights (see `NoisyGenerator`).
+            ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, or one that knows it exactly and is
+            not made of a generator: ``"mean_field"``, ``"low_rank"``, ``"full"``, ``"flow"``, ``"filter_norms"``, ``"mnf"``.
         generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"adapter"``,
             ``"pretrained"``, ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields
             of `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.
@@ -101,7 +102,7 @@ class Hypernet(StepSampler):
         self,
         target: nn.Module,
         example_inputs: Tensor | tuple[Any, ...] | None = None,
-        latent_dim: int = 64,
+        latent_dim: int | None = None,
         context_dim: int = 0,
         prior: str | Mapping[str, Any] | Prior | Distribution = "normal",
         components: int = 1,
@@ -120,7 +121,8 @@ class Hypernet(StepSampler):
     ) -> None:
         given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         counts = counts_of({**given, "context_dim": context_dim})
-        latent_dim, context_dim, components, samples, members = counts.values()
+        latent_dim = counts.get("latent_dim")
+        context_dim, components, samples, members = (counts[name] for name in ("context_dim", *list(given)[1:]))
         reduce, batch_dim = read_reduction(reduce), read_batch_dim(batch_dim)
         check_target(target)
         super().__init__(

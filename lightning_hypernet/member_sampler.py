@@ -53,12 +53,16 @@ class MemberSampler(Sampler):
         return self.executor.materialize_all(population.weights, population.buffers)
 
     def ensemble(
-        self, n: int, component: int | None = None, context: Tensor | None = None, loader: Iterable[Any] | None = None
+        self,
+        n: int | Population,
+        component: int | None = None,
+        context: Tensor | None = None,
+        loader: Iterable[Any] | None = None,
     ) -> Ensemble:
         """Draw a fixed set of networks, as a module of its own.
 
         Args:
-            n: How many.
+            n: How many; or networks that this Hypernet has sampled.
             component: As in `sample`.
             context: As in `sample`.
             loader: Training data to estimate norm statistics from, as in `update_statistics`; None: the last inputs seen.
@@ -66,7 +70,13 @@ class MemberSampler(Sampler):
         Returns:
             The ensemble.
         """
-        population = self.sample(n, component, context)
+        if isinstance(n, Population):
+            check_population(n, self.banks.shapes)
+            if component is not None or context is not None:
+                raise ValueError("networks that were sampled have their component and context: leave both out")
+            population = n
+        else:
+            population = self.sample(n, component, context)
         self.members.complete(self.executor, population, None if loader is None else self._inputs(loader))
         executor = copy.deepcopy(self.executor)
         return Ensemble(executor, population.weights, population.buffers, population.latents, self.reduce)

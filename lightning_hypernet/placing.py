@@ -376,8 +376,9 @@ def take_conditions(hypernet: Hypernet, conditions: Mapping[str, Condition], tar
         )
 
 
-def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity) -> None:
-    """Give a Hypernet its diversity losses, which have seen a first population."""
+def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity, dealt: bool) -> None:
+    """Give a Hypernet its diversity losses, which have seen its distribution, whether batches are dealt out, and networks."""
+    diversity.check(type(hypernet.generator), dealt)
     if diversity.losses:
         with torch.no_grad():
             diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))

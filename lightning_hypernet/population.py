@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet.generator.distribution import WeightDistribution
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.filters import FilterBanks
@@ -86,6 +87,8 @@ class Population:
         examples: The example inputs of the target.
         targets: What the inputs of the training batch should map to, batch first; None if unknown.
         probes: How many examples of the batch all networks share in `outputs`.
+        distribution: What made the weights of the latents.
+        losses: The loss of every network, ``(S,)``, where each ran `training_step` by itself; None: they ran together.
     """
 
     latents: Latents
@@ -98,6 +101,8 @@ class Population:
     examples: Arguments | None = None
     targets: Any = None
     probes: int = 32
+    distribution: WeightDistribution | None = None
+    losses: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
@@ -13,38 +12,46 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, sized
+from lightning_hypernet.generator import (
+    GeneratorConfig,
+    Latents,
+    NormalPrior,
+    Prior,
+    Setting,
+    WeightDistribution,
+    sized,
+)
 from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
-from lightning_hypernet.plugins import Plugins, plugins_with
+from lightning_hypernet.options import (
+    Named,
+    config_of,
+    example_arguments,
+    gauge_of,
+    latent_dim_of,
+    plain_options,
+    prior_of,
+    shortest,
+)
+from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
 from lightning_hypernet.symmetry.gauge import Gauge, own_scales
 from lightning_hypernet.symmetry.structure import structure_of
-from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.choice import Choices
 from lightning_hypernet.target.execution import Executor, copied_with_target
 from lightning_hypernet.target.facade import StandIn
 from lightning_hypernet.target.filters import Structure, find_filters
-from lightning_hypernet.target.layout import BatchDim, laid_out, read_batch_dim
+from lightning_hypernet.target.layout import BatchDim
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
-from lightning_hypernet.target.reduction import read_reduction
-from lightning_hypernet.values import instance, shown, texts, unknown, whole
+from lightning_hypernet.values import instance, shown, texts, whole
 
-Named = str | Mapping[str, Any]
-"""A choice: a name, or a mapping with the ``name`` and options."""
 _FIRST_LATENTS = 64
-_COUNTS = {"latent_dim": 1, "context_dim": 0, "components": 1, "samples": 1, "members": 1}
-"""The counts among the options, and the least that each may be."""
 _SOMEWHERE = torch.zeros(())
 SHAPING = ("latent_dim", "context_dim", "components", "members", "prior", "distribution", "generator")
 """Options on which the names and shapes of tensors depend."""
-HARMLESS = ("samples", "gauge", "execution", "reduce", "batch_dim")
-"""Options on which they do not."""
-_COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
-             "execution", "reduce", "batch_dim")  # fmt: skip
 
 
 class Sampler(StandIn):
@@ -70,7 +77,7 @@ class Sampler(StandIn):
         target: nn.Module,
         example_inputs: Tensor | tuple[Any, ...] | None,
         *,
-        latent_dim: int,
+        latent_dim: int | None,
         context_dim: int,
         prior: Named | Prior | Distribution,
         components: int,
@@ -87,13 +94,13 @@ class Sampler(StandIn):
         super().__init__()
         self.register_load_state_dict_pre_hook(type(self)._refuse_others)  # type: ignore[no-untyped-call]
         found = plugins_with(plugins)
-        gauge, execution = _shortest(gauge), _shortest(execution)
+        gauge, execution = shortest(gauge), shortest(execution)
         config = config_of(generator, found)
-        self.latent_dim, self.context_dim, self.components = latent_dim, context_dim, components
-        self.prior = _prior(prior, latent_dim, components, found)
-        make_gauge, backend = _gauge(gauge, found), found.backend(execution)
+        make, options = found.distributions.chosen(distribution)
+        check_options("weight distribution", distribution, make, None, **options)
+        make_gauge, backend = gauge_of(gauge, found), found.backend(execution)
         known = structure_of(structure)
-        examples = _examples(target, example_inputs, batch_dim)
+        examples = example_arguments(target, example_inputs, batch_dim)
         symmetries = SymmetriesOnDemand(target, examples, known, guessed=example_inputs is None)
         wanted, unwanted = texts("generate", generate, "pattern"), texts("exclude", exclude, "pattern")
         self.banks = find_filters(
@@ -107,14 +114,21 @@ class Sampler(StandIn):
             frozen=config.start == "adapter",
         )
         initial = {name: target.get_parameter(name) for name in self.banks.shapes}
+        noise = make.noise(self.banks, options)
+        self.latent_dim = latent_dim = latent_dim_of(latent_dim, noise, distribution)
+        self.context_dim, self.components = context_dim, components
+        self.prior = prior_of(prior, latent_dim, components, found)
+        if noise is not None and not isinstance(self.prior, NormalPrior):
+            raise ValueError(f"distribution={distribution!r} takes its noise from z: leave the prior at 'normal'")
+        if not make.configured and asdict(config) != asdict(config_of(None, found)):
+            raise ValueError(f"distribution={distribution!r} is not made of a generator's parts: leave out generator=")
         config = sized(config, self.banks, latent_dim, components)
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target
         scales = None if config.start == "paper" else own_scales(initial)
         self.symmetries = symmetries.of(list(self.banks.shapes), self._network, make_gauge, gauge == "auto", scales)
-        make, options = found.distributions.chosen(distribution)
-        sizes = (latent_dim, components, context_dim)
-        setting = Setting(self.banks, initial, *sizes, config, self.prior.draw(_FIRST_LATENTS), found.extractors)
+        sizes, first = (latent_dim, components, context_dim), self.prior.draw(_FIRST_LATENTS if noise is None else 1)
+        setting = Setting(self.banks, initial, *sizes, config, first, found.extractors)
         self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
         self.prior.to(next(iter(initial.values())).device)
@@ -250,6 +264,7 @@ class Sampler(StandIn):
             n_components=self.components,
             run=self.executor.stacked,
             examples=self.symmetries.examples,
+            distribution=self.generator,
         )
 
     def sample(self, n: int, component: int | None = None, context: Tensor | None = None) -> Population:
@@ -273,123 +288,3 @@ class Sampler(StandIn):
         with torch.autocast(self._reference.device.type, enabled=False):
             (network,) = self.executor.materialize_all(self.decode(torch.zeros(1, self.latent_dim)).weights, {})
         return self.executor.statistics.frozen_in(network.train())
-
-
-def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> GeneratorConfig:
-    """The configuration that an argument stands for: itself, the name of a preset, or fields beside a ``preset``."""
-    if isinstance(generator, GeneratorConfig):
-        return generator
-    given = {"preset": generator} if isinstance(generator, str) else {} if generator is None else generator
-    if not isinstance(given, Mapping):
-        raise TypeError(f"generator must be the name of a preset, a mapping or a GeneratorConfig, not {generator!r}")
-    given = dict(given)
-    preset = plugins.generators.find(given.pop("preset", "default"))
-    wrong = unknown("generator", {*given, *preset}, [*(field.name for field in fields(GeneratorConfig)), "preset"])
-    if wrong:
-        raise TypeError(wrong)
-    return replace(GeneratorConfig(**preset), **given)
-
-
-def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
-    """Those arguments of a Hypernet that make it what it is, in plain values."""
-    chosen = {name: value for name, value in options.items() if name in _COMPARED}
-    if "generator" in chosen:
-        chosen["generator"] = asdict(config_of(chosen["generator"], plugins))
-    readers = {"gauge": _shortest, "execution": _shortest, "reduce": read_reduction, "batch_dim": read_batch_dim}
-    chosen.update({name: read(chosen[name]) for name, read in readers.items() if name in chosen})
-    return checkpoint.recorded(chosen)
-
-
-def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
-    """The counts among the options of a Hypernet, read as whole numbers: latent_dim, context_dim, components, samples, members.
-
-    Raises:
-        ValueError: If one is none, or out of range.
-    """
-    read: dict[str, int] = {}
-    problems = []
-    for name, least in _COUNTS.items():
-        try:
-            read |= {name: whole(name, options[name], least)} if name in options else {}
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
-    return read
-
-
-def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> None:
-    """See, without a target, that what is chosen by name is there, and that numbers are in range.
-
-    Raises:
-        TypeError: If an option is of another kind.
-        ValueError: If a name is unknown or a number is out of range.
-    """
-    counts = counts_of(options)
-    for name in ("generate", "exclude"):
-        texts(name, options.get(name, ()), "pattern")
-    read_reduction(options.get("reduce", "mean"))
-    read_batch_dim(options.get("batch_dim"))
-    structure_of(options.get("structure"))
-    if options.get("example_inputs") is not None:
-        _inputs(options["example_inputs"])
-    config = config_of(options.get("generator"), plugins)
-    distribution = options.get("distribution", "generator")
-    make, given = plugins.distributions.chosen(distribution)
-    check_options("weight distribution", distribution, make, None, **given)
-    plugins.extractors.chosen(config.extractor)
-    with torch.random.fork_rng(devices=[]):
-        _prior(options.get("prior", "normal"), counts.get("latent_dim", 64), counts.get("components", 1), plugins)
-    _gauge(options.get("gauge", "auto"), plugins)
-    plugins.backend(_shortest(options.get("execution", "auto")))
-
-
-def _shortest(choice: Any) -> Any:
-    """The name alone, where a mapping has nothing else."""
-    return choice["name"] if isinstance(choice, Mapping) and set(choice) == {"name"} else choice
-
-
-def _prior(choice: Named | Prior | Distribution, latent_dim: int, components: int, plugins: Plugins) -> Prior:
-    if isinstance(choice, Distribution):
-        prior: Prior = DistributionPrior(latent_dim, components, choice)
-    elif isinstance(choice, Prior):
-        prior = choice
-    else:
-        make, options = plugins.priors.chosen(choice)
-        prior = made("prior", choice, make, latent_dim, components, **options)
-    if (prior.latent_dim, prior.components) != (latent_dim, components):
-        raise ValueError(
-            f"the prior draws {prior.latent_dim} numbers for {prior.components} components, and the Hypernet has "
-            f"latent_dim={latent_dim} and components={components}"
-        )
-    return prior
-
-
-def _gauge(gauge: Named | Gauge, plugins: Plugins) -> Any:
-    if isinstance(gauge, Gauge):
-        return gauge
-    make, options = plugins.gauges.chosen(gauge)
-    check_options("gauge", gauge, make, None, **options)
-    return functools.partial(make, **options)
-
-
-def _inputs(example_inputs: Any) -> tuple[Any, ...]:
-    """The arguments that example inputs are."""
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if not inputs or all(one is None or isinstance(one, (str, int, float)) for one in inputs):
-        raise TypeError(f"example_inputs must be a tensor, or a tuple of the target's arguments, not {example_inputs!r}")
-    return inputs
-
-
-def _examples(target: nn.Module, example_inputs: Any, batch_dim: BatchDim) -> Arguments | None:
-    reference = next(target.parameters(), torch.zeros(()))
-    if example_inputs is None:
-        size = (getattr(target, "pretrained_cfg", None) or {}).get("input_size")
-        if size is None:
-            return None
-        example_inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(reference)
-    arguments = laid_out(_inputs(example_inputs), {}, batch_dim, target)
-    empty = [tuple(tensor.shape) for tensor in arguments.tensors if not tensor.numel()]
-    if empty:
-        raise ValueError(f"example_inputs must hold an example or more, not {empty[0]}")
-    return arguments.head(2).map(lambda tensor: tensor.to(reference.device))

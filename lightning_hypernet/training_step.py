@@ -12,18 +12,36 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
 from lightning_hypernet.target.reduction import check_reduction, refuse_regression
 from lightning_hypernet.two_passes import TwoPasses
+from lightning_hypernet.values import guess
 
 _TARGET_KEYS = ("targets", "target", "labels", "label", "y")
 Split = Callable[[Any, int], Sequence[Any]]
 """Makes a list of parts of a batch and a number of networks."""
+
+
+def check_deal(deal: Any) -> str | Split:
+    """A way to deal a batch out, as it is given.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if deal not in ("inputs", "batch") and not callable(deal):
+        near = guess(deal, ("inputs", "batch"))
+        raise ValueError(
+            f"deal must be 'inputs', 'batch' or a function of a batch and a number of networks, not {deal!r}{near}"
+        )
+    dealt: str | Split = deal
+    return dealt
 
 
 class Step:
@@ -154,7 +172,7 @@ def dealt_step(
         every network returned None.
     """
     name, batch = (None, args[0]) if args else next(iter(kwargs.items()))
-    results, shares = [], []
+    results, shares, losses = [], [], []
     with _averaged_logs(pl_module) as logs, hypernet.in_groups(None if passes is None else passes.size):
         for index, (part, share) in enumerate(hypernet.deal(batch, split)):
             logs.share = share
@@ -162,6 +180,7 @@ def dealt_step(
                 result = step(part, *args[1:], **kwargs) if name is None else step(**{**kwargs, name: part})
             if hypernet.population is not None and hypernet.population.targets is None:
                 hypernet.population.targets = targets_of(part)
+            losses.append(result.get("loss") if isinstance(result, Mapping) else result)
             if passes is not None:
                 result = passes.take(index, result, share)
             if result is not None:
@@ -169,6 +188,9 @@ def dealt_step(
                 shares.append(share)
     if not results:
         return None
+    scalars = [one.reshape(()) for one in losses if isinstance(one, Tensor) and one.numel() == 1]
+    if hypernet.population is not None and passes is None and len(scalars) == len(hypernet.population):
+        hypernet.population.losses = torch.stack(scalars)
     mean: Any = None
     if all(isinstance(one, Mapping) for one in results):
         mean = {key: _mean([one[key] for one in results], shares) for key in results[0]}
@@ -305,6 +327,17 @@ def _not_finite(batch: Any) -> str:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             return f"{'NaN' if leaf.isnan().any() else 'infinite numbers'} at batch{''.join(map(str, path))}"
     return ""
+
+
+def examples_of(trainer: pl.Trainer) -> int | None:
+    """How many training examples all ranks have together; None where loaders do not tell."""
+    loader = trainer.train_dataloader
+    if isinstance(loader, CombinedLoader) or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler: Any = loader.sampler if loader.batch_size is not None else loader.dataset
+    if isinstance(sampler, DistributedSampler):
+        return len(sampler.dataset)  # type: ignore[arg-type]
+    return len(sampler) * trainer.world_size if hasattr(sampler, "__len__") else None
 
 
 def check_optimizers(optimizers: Sequence[Any], pl_module: pl.LightningModule, hypernet: Hypernet, target: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_hypernet.analysis.adversarial import Adversarial, adversarial, fgsm, pgd, targeted_sign
 from lightning_hypernet.analysis.averaging import Averaging, averaging
 from lightning_hypernet.analysis.evaluation import accuracies
+from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.images import FilterImages, filter_images
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
@@ -14,12 +15,14 @@ __all__ = [
     "Adversarial",
     "Averaging",
     "Detection",
+    "Evidence",
     "FilterImages",
     "Paths",
     "Scatter",
     "accuracies",
     "adversarial",
     "averaging",
+    "evidence",
     "fgsm",
     "filter_images",
     "ood",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lightning_hypernet.diversity.base import DiversityLoss, WeightedDiversity
 from lightning_hypernet.diversity.ensemble import EnsembleLoss
 from lightning_hypernet.diversity.entropy import Entropy
+from lightning_hypernet.diversity.kl import KL
 from lightning_hypernet.diversity.mutual_information import MutualInformation
 from lightning_hypernet.diversity.outputs import OutputEntropy
 from lightning_hypernet.diversity.repulsion import Repulsion
@@ -14,6 +15,7 @@ from lightning_hypernet.diversity.variance import Variance
 from lightning_hypernet.markers import hookimpl
 
 __all__ = [
+    "KL",
     "DiversityLoss",
     "EnsembleLoss",
     "Entropy",
@@ -34,3 +36,4 @@ def hypernet_register_diversity(register: Callable[[str, type[DiversityLoss]], N
     register("ensemble", EnsembleLoss)
     register("mutual_information", MutualInformation)
     register("repulsion", Repulsion)
+    register("kl", KL)

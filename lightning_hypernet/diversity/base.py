@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_hypernet.generator import WeightDistribution
 from lightning_hypernet.population import Population, check_population
 
 
@@ -22,8 +23,22 @@ class DiversityLoss(nn.Module, ABC):
     default_weight: ClassVar[float] = 1e-3
     reads_outputs: bool = True
 
+    def check(self, distribution: type[WeightDistribution], dealt: bool) -> None:
+        """See what kind of weights there will be, before anything is built.
+
+        Args:
+            distribution: What makes them.
+            dealt: Whether every network runs `training_step` by itself.
+
+        Raises:
+            ValueError: If the loss does not go with them.
+        """
+
     def prepare(self, population: Population) -> None:
         """See a first population before the optimizer exists; a loss builds here what depends on sizes."""
+
+    def see_data(self, examples: int | None) -> None:
+        """See how many training examples there are, when training starts; None: that is not known."""
 
     def __call__(self, population: Population) -> Any:
         """The value for a population; a TypeError for anything else."""
@@ -56,11 +71,23 @@ class WeightedDiversity(nn.Module):
         """Whether another module is the same sum of losses, each built with the same arguments."""
         return isinstance(other, WeightedDiversity) and (self.weights, self.arguments) == (other.weights, other.arguments)
 
+    def check(self, distribution: type[WeightDistribution], dealt: bool) -> None:
+        """Let every loss see what kind of weights there will be."""
+        for loss in self._all():
+            loss.check(distribution, dealt)
+
     def prepare(self, population: Population) -> None:
         """Let every loss see a first population."""
-        for loss in self.losses.values():
-            assert isinstance(loss, DiversityLoss)
+        for loss in self._all():
             loss.prepare(population)
+
+    def see_data(self, examples: int | None) -> None:
+        """Let every loss see how many training examples there are."""
+        for loss in self._all():
+            loss.see_data(examples)
+
+    def _all(self) -> list[DiversityLoss]:
+        return [loss for loss in self.losses.values() if isinstance(loss, DiversityLoss)]
 
     def forward(self, population: Population) -> dict[str, Tensor]:
         """The value of every loss, by name, before it is weighted.

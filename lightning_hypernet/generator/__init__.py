@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.distribution import Setting, WeightDistribution
+from lightning_hypernet.generator.explicit import FullGaussian, LowRankGaussian, MeanField
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
+from lightning_hypernet.generator.flows import FilterNorms, FlowDistribution, MultiplicativeFlows
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
 from lightning_hypernet.generator.noisy import NoisyGenerator
@@ -18,12 +20,18 @@ from lightning_hypernet.markers import hookimpl
 __all__ = [
     "DistributionPrior",
     "Extractor",
+    "FilterNorms",
+    "FlowDistribution",
+    "FullGaussian",
     "Generator",
     "GeneratorConfig",
     "Latents",
+    "LowRankGaussian",
     "MLPExtractor",
     "MatrixExtractor",
+    "MeanField",
     "MixturePrior",
+    "MultiplicativeFlows",
     "NoisyGenerator",
     "NormalPrior",
     "Prior",
@@ -56,6 +64,12 @@ def hypernet_register_distributions(register: Callable[[str, type[WeightDistribu
     """Register the built-in weight distributions."""
     register("generator", Generator)
     register("noisy", NoisyGenerator)
+    register("mean_field", MeanField)
+    register("low_rank", LowRankGaussian)
+    register("full", FullGaussian)
+    register("flow", FlowDistribution)
+    register("filter_norms", FilterNorms)
+    register("mnf", MultiplicativeFlows)
 
 
 @hookimpl

@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.extractors import Extractor
@@ -47,8 +50,25 @@ class Setting:
 class WeightDistribution(nn.Module, ABC):
     """What maps latents to weights; it may know the density of what it gives.
 
-    A subclass is made as ``cls(setting, **options)``.
+    A subclass is made as ``cls(setting, **options)``. `density` says what `log_density` is:
+
+    ============= ==================================================================================================
+    ``"none"``    not known
+    ``"given_z"`` that of weights given their z
+    ``"bound"``   a number given z and weights, whose mean over both is at least that of the log density of weights
+    ``"exact"``   that of weights, whatever their z
+    ============= ==================================================================================================
+
+    `configured` says whether it is made of a `GeneratorConfig`.
     """
+
+    density: ClassVar[Literal["none", "given_z", "bound", "exact"]] = "none"
+    configured: ClassVar[bool] = True
+
+    @classmethod
+    def noise(cls, banks: FilterBanks, options: Mapping[str, Any]) -> int | None:
+        """How many numbers z must have, independent standard normal ones; None: as many as the user likes, of any prior."""
+        return None
 
     @abstractmethod
     def forward(self, latents: Latents) -> dict[str, Tensor]:
@@ -70,6 +90,36 @@ class WeightDistribution(nn.Module, ABC):
         raise NotImplementedError(
             f"{type(self).__name__} does not know the density of its weights; choose one with log_density, such as 'noisy'"
         )
+
+    def coordinates(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The random numbers in weights ``{name: (S, *shape)}``, ``(S, numbers)``, of which `log_density` is the density."""
+        return torch.cat([value.reshape(len(value), -1) for value in weights.values()], dim=1)
+
+    def entropy(self) -> Tensor | None:
+        """The entropy of the weights in nats, a scalar, where it has a closed form."""
+        return None
+
+
+class Density(nn.Module):
+    """The log density of a distribution, as the forward pass of a module.
+
+    Args:
+        distribution: The distribution.
+    """
+
+    def __init__(self, distribution: WeightDistribution) -> None:
+        super().__init__()
+        self.distribution = distribution
+
+    def forward(self, latents: Latents, weights: Mapping[str, Tensor]) -> Tensor:
+        """Log density of weights, ``(S,)``."""
+        return self.distribution.log_density(latents, weights)
+
+    def held(self, latents: Latents, weights: Mapping[str, Tensor]) -> Tensor:
+        """The same, its own parameters constants in it: gradients go to the weights alone."""
+        constants = {name: value.detach() for name, value in self.named_parameters()}
+        density: Tensor = functional_call(self, constants, (latents, weights))
+        return density
 
 
 def generated(distribution: WeightDistribution, latents: Latents) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_hypernet.generator.distribution import Setting
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.generator.weight_generators import initial_statistics
+from lightning_hypernet.generator.weight_generators import slot_units
 from lightning_hypernet.target.modes import apart
 from lightning_hypernet.values import real, switch, whole
 
@@ -44,17 +44,13 @@ class NoisyGenerator(Generator):
         ValueError: If sigma is not above 0.
     """
 
+    density = "given_z"
     deviations: Tensor
 
     def __init__(self, setting: Setting, sigma: float = 0.1, relative: bool = True) -> None:
         super().__init__(setting)
         sigma, relative = real("the noisy distribution's sigma", sigma, 0, above=True), switch("relative", relative)
-        exact = {name: value.detach()[None].double() for name, value in setting.initial.items()}
-        units: list[Tensor] = []
-        for bank, initial in zip(self.banks, self.banks.flatten(exact), strict=True):
-            _, scale = initial_statistics(bank, initial, least=0.0)
-            units += [part[:1] for part in scale.split([slot.size for slot in bank.slots])]
-        unit = torch.cat(units)
+        unit = slot_units(self.banks, setting.initial)
         like = next(iter(setting.initial.values()))
         self.register_buffer("deviations", (sigma * (unit if relative else torch.ones_like(unit))).to(like))
         self.seed, self.draws = torch.initial_seed() % 2**62, 0
@@ -87,18 +83,51 @@ class NoisyGenerator(Generator):
         Raises:
             ValueError: If a parameter is missing or has another shape.
         """
+        residuals, constant = self._standardised(latents, weights)
+        return -0.5 * sum(one.square().sum(1) for one, _ in residuals) - constant
+
+    def log_mixture(self, latents: Latents, weights: Mapping[str, Tensor]) -> Tensor:
+        r"""Log density of weights under the mixture of all the latents that are given, their own among them.
+
+        .. math:: \log \frac{1}{S} \sum_j q(\theta_i | z_j)
+
+        Its mean is at least that of the log density of the weights, and falls to it as S grows.
+
+        Args:
+            latents: Of S networks.
+            weights: Their weights, ``{name: (S, *shape)}``.
+
+        Returns:
+            ``(S,)``, in nats.
+
+        Raises:
+            ValueError: If a parameter is missing or has another shape.
+        """
+        residuals, constant = self._standardised(latents, weights)
+        distances = own = torch.zeros((), device=latents.z.device)
+        for noise, mean in residuals:
+            mean = mean - mean.detach().mean(0)
+            value = noise + mean
+            distances = distances + value.square().sum(1)[:, None] + mean.square().sum(1) - 2 * value @ mean.T
+            own = own + noise.square().sum(1)
+        distances = distances - torch.diag_embed(distances.diagonal() - own)  # exact where the difference is small
+        return (-0.5 * distances).logsumexp(1) - math.log(len(latents)) - constant
+
+    def _standardised(self, latents: Latents, weights: Mapping[str, Tensor]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Noise and mean of every parameter in units of its deviation, ``(S, numbers)``; and the constant of the density."""
         with apart([module for module in self.modules() if isinstance(module, _NormBase)]):
             means = super().forward(latents)
         if odd := [name for name, mean in means.items() if name not in weights or weights[name].shape != mean.shape]:
             raise ValueError(f"weights must hold {odd[0]} of shape {tuple(means[odd[0]].shape)}, for {len(latents)} networks")
-        total = torch.zeros((), dtype=torch.float32, device=latents.z.device)
+        constant, parts = torch.zeros((), device=latents.z.device), []
         for name, deviation in self._deviations().items():
             mean, value = means[name], weights[name]
             exact = torch.promote_types(mean.dtype, torch.float32)
-            residual, deviation = (value.to(exact) - mean.to(exact)) / deviation.to(exact), deviation.to(exact)
-            constant = deviation.log().sum() + 0.5 * math.log(2 * math.pi) * deviation.numel()
-            total = total - 0.5 * residual.square().reshape(len(residual), -1).sum(1) - constant
-        return total
+            mean, value, deviation = mean.to(exact), value.to(exact), deviation.to(exact)
+            constant = constant + deviation.log().sum() + 0.5 * math.log(2 * math.pi) * deviation.numel()
+            noise = (value - mean) / deviation
+            parts.append((noise.reshape(len(noise), -1), (mean / deviation).reshape(len(noise), -1)))
+        return parts, constant
 
     def _deviations(self) -> dict[str, Tensor]:
         """The standard deviation of every weight given z, ``{name: (1, *shape)}``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.layers import Hidden, added, linear, rows_of
-from lightning_hypernet.target.filters import FilterBank
+from lightning_hypernet.target.filters import FilterBank, FilterBanks
 
 _CONSTANT_SCALE = 0.02
 _SMALL = 1 << 16
@@ -121,6 +121,24 @@ class WeightGenerator(nn.Module):
         beneath = rows_of(self.means, components, own_gradient).split(self.sizes, dim=-1)
         pairs = zip(weights, beneath, strict=True)
         return [added(F.linear(features, weight), own) for weight, own in pairs]
+
+
+def slot_units(banks: FilterBanks, initial: Mapping[str, Tensor]) -> Tensor:
+    """The size of the weights of every slot at the start, ``(slots,)``, in float64.
+
+    Args:
+        banks: The filter banks.
+        initial: The target's own value of every generated parameter.
+
+    Returns:
+        The standard deviation of a slot's initial values; a tenth of the absolute value of a constant one, and 0.02 for 0.
+    """
+    exact = {name: value.detach()[None].double() for name, value in initial.items()}
+    units: list[Tensor] = []
+    for bank, values in zip(banks, banks.flatten(exact), strict=True):
+        _, scale = initial_statistics(bank, values, least=0.0)
+        units += [part[0] for part in scale.split([slot.size for slot in bank.slots])]
+    return torch.stack(units)
 
 
 def initial_statistics(bank: FilterBank, initial: Tensor, least: float) -> tuple[Tensor, Tensor]:

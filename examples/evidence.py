@@ -73,7 +73,9 @@ def whole(batch: list[Tensor], networks: int) -> list[list[Tensor]]:
     return [batch] * networks
 
 
-def trained(rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, seed: int) -> tuple[Regression, HypernetCallback]:
+def trained(
+    rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, seed: int
+) -> tuple[Regression, HypernetCallback]:
     """A LightningModule whose model has weights of a distribution, and its callback."""
     torch.manual_seed(seed)
     module = Regression(rows.tensors[0].shape[1], steps)
@@ -83,7 +85,7 @@ def trained(rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, s
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(rows, len(rows)))
-    return module, callback
+    return callback
 
 
 def variance(callback: HypernetCallback, rows: TensorDataset, stl: bool, draws: int = 200) -> float:
@@ -92,7 +94,9 @@ def variance(callback: HypernetCallback, rows: TensorDataset, stl: bool, draws: 
     parameters = list(hypernet.generator.parameters())
     gradients = []
     for latents in hypernet.draw(draws).z.split(1):
-        population = hypernet.populate(hypernet.draw(1).given(None).map(lambda value, z=latents: z if value.ndim == 2 else value))
+        population = hypernet.populate(
+            hypernet.draw(1).given(None).map(lambda value, z=latents: z if value.ndim == 2 else value)
+        )
         outputs = hypernet.run(population, rows.tensors[0])[0]
         bound = log_likelihood(outputs, rows.tensors[1]).sum() - len(rows) * loss(population)
         gradients.append(torch.cat([one.flatten() for one in torch.autograd.grad(bound, parameters)]))
@@ -120,7 +124,7 @@ def main() -> None:
     for kind, bound, kl in runs:
         found = []
         for seed in range(args.seeds):
-            _, callback = trained(rows, kind, kl, args.steps, seed)
+            callback = trained(rows, kind, kl, args.steps, seed)
             weighed = evidence(callback.hypernet, loader, 5_000, log_likelihood)
             found.append((weighed.elbo, weighed.iwae(50)))
             if bound == "elbo" and kind in ("mean_field", "full"):

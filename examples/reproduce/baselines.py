@@ -1,8 +1,8 @@
 """Other ways to many networks of one target, beside the hypernetwork.
 
 ``sgd``: independent networks. ``constant``: weights that SGD at a constant rate passes through, from the first of these on.
-``dropout``: dropout kept on (MC-dropout). ``gaussian`` and ``mnf``: variational posteriors. Writes
-RESULTS/baseline_DATA_KIND_SEED.json.
+``dropout``: dropout kept on (MC-dropout). ``gaussian``, ``mnf`` and ``filter_norms``: variational posteriors, a callback each.
+Writes RESULTS/baseline_DATA_KIND_SEED.json.
 """
 
 import argparse
@@ -17,40 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bayesian import MNF, MeanField, Posterior
 from data import AUGMENTED, Images, digits, load
+from lightning_hypernet import Hypernet, HypernetCallback
+from lightning_hypernet.analysis import paths
 from lightning_hypernet.metrics import MemberAccuracy
 from scores import measure, show
 from targets import TARGETS
 from training import Classifier, fit
 
-KINDS = ("sgd", "constant", "dropout", "gaussian", "mnf")
+VARIATIONAL = {"gaussian": "mean_field", "mnf": "mnf", "filter_norms": "filter_norms"}
+KINDS = ("sgd", "constant", "dropout", *VARIATIONAL)
 BATCH = 128
 MEMBERS = 10
 PAIRS = 6
-
-
-class Variational(Classifier):
-    """A classifier that adds its posterior's divergence for each example to the loss.
-
-    Args:
-        model: The posterior.
-        examples: Number of training examples.
-        steps: Length of the training; over its first third the divergence comes in.
-    """
-
-    model: Posterior
-
-    def __init__(self, model: Posterior, examples: int, lr: float, steps: int) -> None:
-        super().__init__(model, "adam", lr, steps)
-        self.examples = examples
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy plus divergence."""
-        loss = super().training_step(batch, batch_idx)
-        share = min(1.0, 3 * self.global_step / self.steps)
-        self.log("divergence", self.model.divergence)
-        return loss + share * self.model.divergence / self.examples
 
 
 def with_dropout(target: nn.Sequential, p: float) -> nn.Sequential:
@@ -64,18 +43,18 @@ def run_all(target: nn.Module, networks: list[Mapping[str, Tensor]], inputs: Ten
     return torch.stack([functional_call(target, dict(weights), (inputs,)) for weights in networks])
 
 
-def midpoints(posterior: Posterior, target: nn.Module, test: Images) -> dict[str, float]:
+def midpoints(hypernet: Hypernet, test: Images) -> dict[str, float]:
     """Mean accuracy in percent of the ends, and halfway between them in weights and in noise."""
-    one, other = torch.randn(2, PAIRS, posterior.noise_size)
-    found: dict[str, float] = {}
-    with torch.no_grad():
-        ends = [[posterior.draw(noise)[0] for noise in noises] for noises in (one, other)]
-        direct = [{name: (a[name] + b[name]) / 2 for name in a} for a, b in zip(*ends, strict=True)]
-        curve = [posterior.draw(noise)[0] for noise in (one + other) / 2]
-    for name, networks in (("ends", ends[0] + ends[1]), ("direct", direct), ("interpolated", curve)):
-        scores = measure(partial(run_all, target, networks), test)
-        found[name] = round(100 * scores["member_accuracy"], 2)
-    return found
+    lines = paths(hypernet, test.loader(500, shuffle=False), pairs=PAIRS, points=3)
+    found = {"ends": lines.direct[:, [0, -1]], "direct": lines.direct[:, 1], "interpolated": lines.interpolated[:, 1]}
+    return {name: round(100 * float(one.mean()), 2) for name, one in found.items()}
+
+
+def variational(kind: str, target: nn.Module, steps: int) -> tuple[Classifier, HypernetCallback]:
+    """A classifier whose weights have a density, and their divergence from a prior in its loss, after a third of the steps."""
+    divergence = {"kl": {"warmup": max(1, steps // 3)}}
+    callback = HypernetCallback("model", distribution=VARIATIONAL[kind], diversity=divergence, samples=1, gauge="none")
+    return Classifier(target, "adam", 3e-3, steps), callback
 
 
 def sgd(data: str, train: Images, seed: int, steps: int, out: Path) -> tuple[nn.Module, float]:
@@ -163,21 +142,20 @@ def main() -> None:
         seconds += more
         result["images"] *= 2
         result |= scores_of(target, networks, test)
-    else:
-        if options.kind == "dropout":
-            module = Classifier(with_dropout(target, 0.1), "adam", 3e-3, steps)
-        else:
-            kind = {"gaussian": MeanField, "mnf": MNF}[options.kind]
-            module = Variational(kind(target), len(train), 3e-3, steps)
-        seconds = fit(module, train, BATCH, options.out / f"{data}_{options.kind}_{seed}").seconds
+    elif options.kind == "dropout":
+        module = Classifier(with_dropout(target, 0.1), "adam", 3e-3, steps)
+        seconds = fit(module, train, BATCH, options.out / f"{data}_dropout_{seed}").seconds
         pl.seed_everything(seed, verbose=False)  # a training that lay there already must not change the draws
         model = module.model.train()
-        if isinstance(model, Posterior):
-            networks = [model.draw(noise)[0] for noise in torch.randn(MEMBERS, model.noise_size)]
-            result |= scores_of(target, networks, test)
-            result["paths_midpoint"] = midpoints(model, target, test)
-        else:
-            result |= measure(lambda inputs: torch.stack([model(inputs) for _ in range(MEMBERS)]), test)
+        result |= measure(lambda inputs: torch.stack([model(inputs) for _ in range(MEMBERS)]), test)
+    else:
+        module, callback = variational(options.kind, target, steps)
+        seconds = fit(module, train, BATCH, options.out / f"{data}_{options.kind}_{seed}", [callback]).seconds
+        hypernet = callback.hypernet.eval()
+        weights = hypernet.sample(MEMBERS).weights
+        networks = [{name: value[index] for name, value in weights.items()} for index in range(MEMBERS)]
+        result |= scores_of(target, networks, test)
+        result["paths_midpoint"] = midpoints(hypernet, test)
     result["seconds"] = round(seconds, 1)
     text = json.dumps(result, indent=2)
     (options.results / f"baseline_{data}_{options.kind}_{seed}.json").write_text(text + "\n")

@@ -210,7 +210,9 @@ def test_the_divergence_warms_up_and_goes_on_from_a_checkpoint():
     net = hypernet()
     population = net.populate(net.draw(3))
     full, warm = KL(examples=4)(population), KL(examples=4, warmup=4)
-    torch.testing.assert_close(torch.stack([warm(population) for _ in range(5)]), full * torch.tensor([0.25, 0.5, 0.75, 1, 1]).double())
+    torch.testing.assert_close(
+        torch.stack([warm(population) for _ in range(5)]), full * torch.tensor([0.25, 0.5, 0.75, 1, 1]).double()
+    )
     other = KL(examples=4, warmup=4)
     two = KL(examples=4, warmup=4)
     two(population)

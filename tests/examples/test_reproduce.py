@@ -85,7 +85,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sgd", "constant", "dropout", "gaussian", "mnf"])
+@pytest.mark.parametrize("kind", ["sgd", "constant", "dropout", "gaussian", "mnf", "filter_norms"])
 def test_baselines(tmp_path, kind):
     folders = ("--out", tmp_path, "--results", tmp_path)
     for _ in range(2):

@@ -73,10 +73,8 @@ def whole(batch: list[Tensor], networks: int) -> list[list[Tensor]]:
     return [batch] * networks
 
 
-def trained(
-    rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, seed: int
-) -> tuple[Regression, HypernetCallback]:
-    """A LightningModule whose model has weights of a distribution, and its callback."""
+def trained(rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, seed: int) -> HypernetCallback:
+    """The callback of a training whose model has weights of a distribution."""
     torch.manual_seed(seed)
     module = Regression(rows.tensors[0].shape[1], steps)
     callback = HypernetCallback("model", distribution=kind, diversity={"kl": kl}, samples=SAMPLES, deal=whole, gauge="none")
@@ -93,10 +91,9 @@ def variance(callback: HypernetCallback, rows: TensorDataset, stl: bool, draws: 
     hypernet, loss = callback.hypernet, KL(stl=stl, examples=len(rows))
     parameters = list(hypernet.generator.parameters())
     gradients = []
-    for latents in hypernet.draw(draws).z.split(1):
-        population = hypernet.populate(
-            hypernet.draw(1).given(None).map(lambda value, z=latents: z if value.ndim == 2 else value)
-        )
+    latents = hypernet.draw(draws)
+    for index in range(draws):
+        population = hypernet.populate(latents[index : index + 1])
         outputs = hypernet.run(population, rows.tensors[0])[0]
         bound = log_likelihood(outputs, rows.tensors[1]).sum() - len(rows) * loss(population)
         gradients.append(torch.cat([one.flatten() for one in torch.autograd.grad(bound, parameters)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from lightning_hypernet.target.facade import Facade
 from lightning_hypernet.target.filters import Structure
 from lightning_hypernet.target.layout import BatchDim, read_batch_dim
 from lightning_hypernet.target.reduction import Reduction, read_reduction, reduce_outputs
-from lightning_hypernet.values import instance, unknown
+from lightning_hypernet.values import instance, shown, unknown
+
+_FLOWING = ("flow", "filter_norms", "mnf")
 
 
 class Hypernet(StepSampler):
@@ -280,6 +283,7 @@ class Hypernet(StepSampler):
         refuse(path, _exceeding(kept.options, kept.tensors))
         with kept.building():
             _check_depth(kept)
+            _check_sizes(kept.options["distribution"], kept.numbers, len(kept.tensors))
             least = config_of(kept.options.get("generator"), plugins_with(plugins)).least(kept.options["latent_dim"])
             if _name(kept.options["distribution"]) in ("generator", "noisy") and least > kept.numbers:
                 raise ValueError(f"its generator asks for {least:,} numbers and more, where there are {kept.numbers:,}")
@@ -312,6 +316,16 @@ def _check_depth(kept: Any) -> None:
     layers = sum(len(one) if isinstance(one, list) else 1 for one in given)
     if layers > len(kept.tensors):
         raise ValueError(f"its generator asks for {layers:,} hidden layers, and there are {len(kept.tensors):,} tensors")
+
+
+def _check_sizes(distribution: Any, numbers: int, tensors: int) -> None:
+    """See that the options of a flow ask for no layers that the file does not hold."""
+    options = distribution if isinstance(distribution, dict) and distribution.get("name") in _FLOWING else {}
+    hidden, transforms = options.get("hidden", []), options.get("transforms", 0)
+    sizes = [one for one in hidden if isinstance(one, int)] if isinstance(hidden, list) else []
+    least = max([*sizes, *(one * other for one, other in itertools.pairwise(sizes))], default=0)
+    if least > numbers or max(len(sizes), transforms if isinstance(transforms, int) else 0) > tensors:
+        raise ValueError(f"its distribution asks for more than the {numbers:,} numbers there are: {shown(options)}")
 
 
 def _exceeding(options: Mapping[str, Any], tensors: Mapping[str, Stored]) -> list[str]:

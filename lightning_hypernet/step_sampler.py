@@ -99,7 +99,8 @@ class StepSampler(MemberSampler):
         assert isinstance(self.generator, Generator)
         networks = GroupedNetworks(self.executor.replicas, self.generator, latents, together)
         own = (self.banks, self.symmetries.gauge, self.components)
-        return GroupedPopulation(leaf_latents(latents), networks, *own, examples=self.symmetries.examples)
+        drawn = leaf_latents(latents)
+        return GroupedPopulation(drawn, networks, *own, examples=self.symmetries.examples, distribution=self.generator)
 
     @contextmanager
     def aside(self) -> Iterator[None]:

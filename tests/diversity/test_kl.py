@@ -128,11 +128,11 @@ def whole(batch, n):
     return [batch] * n
 
 
-def fitted(kl, samples=4, deal=whole, steps=1, distribution="mean_field", rows=12):
+def fitted(kl, samples=4, deal=whole, steps=1, distribution="mean_field", rows=12, **options):
     source = torch.Generator().manual_seed(3)
     data = TensorDataset(torch.randn(rows, 2, generator=source).double(), torch.randn(rows, generator=source).double())
-    callback = HypernetCallback("model", distribution=distribution, diversity={"kl": kl}, samples=samples, deal=deal,
-                                gauge="none", execution="loop")  # fmt: skip
+    given = {"gauge": "none", "execution": "loop", **options}
+    callback = HypernetCallback("model", distribution=distribution, diversity={"kl": kl}, samples=samples, deal=deal, **given)
     module = Regression()
     trainer = pl.Trainer(max_steps=steps, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu",
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
@@ -238,3 +238,56 @@ def test_senseless_options_are_refused():
         KL(bound="iwea")
     with pytest.raises(RuntimeError, match="k=3 networks in a bound do not divide the samples=4"):
         fitted({"bound": "iwae", "k": 3})
+
+
+def test_two_passes_give_the_gradients_of_one():
+    one, two = (
+        fitted({}, deal="batch", distribution="generator", latent_dim=3, backward=backward)[0].gradients[0]
+        for backward in ("one_pass", "two_pass")
+    )
+    assert set(one) == set(two) != set()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value)
+
+
+def test_a_training_goes_on_and_comes_back_from_its_checkpoint(tmp_path):
+    distribution = {"name": "low_rank", "rank": 2}
+    _, callback, data = fitted({"warmup": 4}, deal="inputs", steps=2, distribution=distribution)
+    torch.manual_seed(0)
+    module = Regression()
+    again = HypernetCallback("model", distribution=distribution, diversity={"kl": {"warmup": 4}}, samples=4, gauge="none",
+                             execution="loop")  # fmt: skip
+    options = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_steps=2, callbacks=[again], enable_checkpointing=False, **options)
+    trainer.fit(module, DataLoader(data, 12))
+    trainer.save_checkpoint(tmp_path / "at.ckpt")
+    found = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Regression().model)
+    for name, value in found.member_population().weights.items():
+        torch.testing.assert_close(value, again.hypernet.eval().member_population().weights[name])
+    assert found.latent_dim == 4
+    assert found.options["distribution"] == distribution
+
+    third = HypernetCallback("model", distribution=distribution, diversity={"kl": {"warmup": 4}}, samples=4, gauge="none",
+                             execution="loop")  # fmt: skip
+    trainer = pl.Trainer(max_steps=3, callbacks=[third], enable_checkpointing=False, **options)
+    trainer.fit(Regression(), DataLoader(data, 12), ckpt_path=tmp_path / "at.ckpt")
+    assert third.hypernet.diversity.losses["kl"].steps == 3
+    assert callback.hypernet.diversity.losses["kl"].steps == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "flow", "hidden": [60000, 60000]}, {"name": "low_rank", "rank": 10**9}, {"name": "mnf", "transforms": 10**9}],
+)
+def test_a_checkpoint_that_asks_for_more_than_it_holds_is_refused(tmp_path, options):
+    module = Regression()
+    callback = HypernetCallback("model", distribution=options["name"], samples=2, gauge="none")
+    trainer = pl.Trainer(max_steps=1, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu",
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(torch.zeros(4, 2).double(), torch.zeros(4).double()), 4))
+    trainer.save_checkpoint(tmp_path / "at.ckpt")
+    content = torch.load(tmp_path / "at.ckpt", weights_only=False)
+    content["hypernet"]["model"]["options"]["distribution"] = options
+    torch.save(content, tmp_path / "at.ckpt")
+    with pytest.raises(ValueError, match="asks for more than|takes its noise"):
+        Hypernet.from_checkpoint(tmp_path / "at.ckpt", Regression().model)

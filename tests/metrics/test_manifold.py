@@ -343,3 +343,17 @@ def test_both_entropies_agree_on_many_networks(components):
     each = ManifoldEntropy(net).each(population)
     error = math.sqrt((each.var().item() + math.pi**2 / 6) / 4000)
     assert measured(NeighbourEntropy(), population) == pytest.approx(each.mean().item(), abs=4 * error)
+
+
+@pytest.mark.parametrize("gauge", [True, False])
+def test_both_entropies_agree_where_a_curved_manifold_is_seen_from_near(gauge):
+    net = convolutional(prior="mixture", components=2)
+    with torch.no_grad():
+        net.prior.log_std.fill_(-7.0)
+        for generate in net.generator.weight_generators:
+            generate.means *= 4
+    population = net.sample(2000)
+    each = ManifoldEntropy(net, gauge=gauge).each(population)
+    error = math.sqrt((each.var().item() + math.pi**2 / 6) / 2000)
+    assert measured(NeighbourEntropy(gauge=gauge), population) == pytest.approx(each.mean().item(), abs=4 * error)
+    assert abs(each.mean().item() - ManifoldEntropy(net, gauge=not gauge).each(population).mean().item()) > 8 * error

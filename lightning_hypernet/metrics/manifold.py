@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.func import jvp, vmap
 
 from lightning_hypernet.diversity.entropy import entropy_constants, nearest_distances
@@ -191,11 +191,18 @@ def _check_prior(prior: Prior) -> None:
     remedy = "choose a prior with log_prob, such as 'normal'"
     if type(prior).log_prob is Prior.log_prob:
         raise ValueError(f"{type(prior).__name__} does not know its density, which the entropy of z needs; {remedy}")
-    if isinstance(prior, DistributionPrior):
-        support: Any = prior.distribution.support
-        if support.is_discrete or support is constraints.simplex:
-            kind = type(prior.distribution).__name__
-            raise ValueError(f"the prior's {kind} has no density of all numbers of z: {remedy}")
+    if isinstance(prior, DistributionPrior) and not _spread(prior.distribution):
+        kind = type(prior.distribution).__name__
+        raise ValueError(f"the prior's {kind} has no density of all numbers of z: {remedy}")
+
+
+def _spread(distribution: Distribution) -> bool:
+    """Whether a distribution of torch varies in all directions, as far as it tells."""
+    try:
+        support: Any = distribution.support
+    except NotImplementedError:
+        return True
+    return not support.is_discrete and support is not constraints.simplex
 
 
 def _check_size(hypernet: Hypernet, limit: int) -> None:

@@ -220,7 +220,7 @@ def entropy(
         all_ranks: Under distributed training, the N vectors are those of all ranks.
 
     Returns:
-        A scalar, in nats.
+        A scalar, in nats, less `entropy_constants`.
 
     References:
         | Sample estimate of the entropy of a random vector (Kozachenko and Leonenko, 1987)
@@ -230,6 +230,35 @@ def entropy(
     distances = nearest_distances(vectors, p, all_ranks)
     count = distances.new_tensor(float(len(distances) * _ranks(all_ranks)))
     return dimension * (distances + eps).log().mean() + torch.digamma(count)
+
+
+def entropy_constants(dimension: int, p: Literal[1, 2] = 2) -> float:
+    r"""What `entropy` leaves out of the Kozachenko-Leonenko estimate.
+
+    .. math:: \log V_{d,p} - \psi(1), \qquad V_{d,p} = \frac{(2 \Gamma(1 + 1/p))^d}{\Gamma(1 + d/p)}
+
+    the volume of the unit ball of the p-norm in d dimensions. With it, and ``eps=0``, the estimate tends to the entropy itself
+    as N grows: of vectors of d numbers, and for p = 2 also of a manifold of d dimensions among more numbers, in its own
+    measure. On a manifold the ball of p = 1 has another volume for every way in which it lies.
+
+    Args:
+        dimension: d.
+        p: 2 for Euclidean distances, 1 for sums of absolute differences.
+
+    Returns:
+        Nats, to be added.
+
+    Raises:
+        ValueError: If the dimension is no whole number above 0, or p is neither.
+
+    References:
+        | Sample estimate of the entropy of a random vector (Kozachenko and Leonenko, 1987)
+        | Estimating mutual information (Kraskov et al., 2004), section II
+        | https://arxiv.org/abs/cond-mat/0305641
+    """
+    dimension, p = whole("dimension", dimension), read_norm(p)
+    volume = dimension * math.log(2 * math.gamma(1 + 1 / p)) - math.lgamma(1 + dimension / p)
+    return volume - float(torch.digamma(torch.ones((), dtype=torch.float64)))
 
 
 class Entropy(DiversityLoss):

@@ -1,4 +1,4 @@
-"""Metrics of populations, on torchmetrics: members and ensemble, calibration, disagreement, errors, weights."""
+"""Metrics of populations, on torchmetrics: members and ensemble, calibration, disagreement, errors, weights, entropy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightning_hypernet.metrics.base import PopulationMetric
 from lightning_hypernet.metrics.disagreement import Disagreement, PairwiseKL, PredictiveInformation, VariationRatio
 from lightning_hypernet.metrics.errors import DoubleFault, QStatistic
 from lightning_hypernet.metrics.likelihood import EnsembleBrier, EnsembleCalibrationError, EnsembleNLL, MemberNLL
+from lightning_hypernet.metrics.manifold import ManifoldEntropy, NeighbourEntropy
 from lightning_hypernet.metrics.weights import SymmetryDistance, WeightCosine
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "EnsembleBrier",
     "EnsembleCalibrationError",
     "EnsembleNLL",
+    "ManifoldEntropy",
     "MemberAccuracy",
     "MemberNLL",
+    "NeighbourEntropy",
     "PairwiseKL",
     "PopulationMetric",
     "PredictiveInformation",

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, constraints
 from torch.func import jvp, vmap
 
 from lightning_hypernet.diversity.entropy import entropy_constants, nearest_distances
-from lightning_hypernet.generator import DistributionPrior, Latents, NoisyGenerator, Prior
+from lightning_hypernet.generator import DistributionPrior, Latents, Prior
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.metrics.base import Mean
 from lightning_hypernet.population import Population, check_population
@@ -83,7 +83,7 @@ class ManifoldEntropy(Mean):
         self.shapes = hypernet.banks.shapes
         _check_prior(hypernet.prior)
         _check_size(hypernet, limit)
-        if isinstance(hypernet.generator, NoisyGenerator):
+        if hypernet.generator.density == "given_z":
             raise ValueError(
                 f"{type(hypernet.generator).__name__} adds noise to weights, which then lie on no manifold of z: choose "
                 "distribution='generator', or read its log_density"

@@ -357,3 +357,19 @@ def test_both_entropies_agree_where_a_curved_manifold_is_seen_from_near(gauge):
     error = math.sqrt((each.var().item() + math.pi**2 / 6) / 2000)
     assert measured(NeighbourEntropy(gauge=gauge), population) == pytest.approx(each.mean().item(), abs=4 * error)
     assert abs(each.mean().item() - ManifoldEntropy(net, gauge=not gauge).each(population).mean().item()) > 8 * error
+
+
+@pytest.mark.parametrize("distribution", ["mean_field", "low_rank", "full"])
+def test_the_entropy_of_gaussian_weights_is_their_own(distribution):
+    """By the Jacobian where z has as many numbers as the weights; the density tells where it has more."""
+    torch.manual_seed(0)
+    hypernet = Hypernet(nn.Linear(3, 2).double(), distribution=distribution, gauge="none").eval()
+    population = hypernet.sample(500)
+    exact = hypernet.generator.entropy().detach()
+    if distribution == "low_rank":
+        with pytest.raises(ValueError, match="12"):
+            ManifoldEntropy(hypernet, gauge=False)
+        values = -hypernet.generator.log_density(population.latents, population.weights).detach()
+    else:
+        values = ManifoldEntropy(hypernet, gauge=False).each(population)
+    assert abs(values.mean() - exact) < 4 * values.std() / 500**0.5

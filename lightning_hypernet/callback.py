@@ -10,11 +10,11 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from lightning_hypernet.checkpoint import differences, recipe_of, recorded, write
+from lightning_hypernet.checkpoint import differences, recipe_of, write
 from lightning_hypernet.conditions import Condition, Conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.options import HARMLESS, check_options_of_hypernet, counts_of, plain_options
+from lightning_hypernet.options import HARMLESS, check_context, check_options_of_hypernet, counts_of, plain_options, with_preset
 from lightning_hypernet.placing import (
     Moves,
     averages_of,
@@ -32,6 +32,7 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
+from lightning_hypernet.task_step import Support, check_tasks, tasks_step
 from lightning_hypernet.training_step import (
     Split,
     call_step,
@@ -51,7 +52,7 @@ from lightning_hypernet.training_step import (
 )
 from lightning_hypernet.trees import BaseCallback
 from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
-from lightning_hypernet.values import choice, number, several, texts, unknown
+from lightning_hypernet.values import choice, several, texts, unknown
 
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -85,6 +86,8 @@ class HypernetCallback(BaseCallback):
         backward: ``"one_pass"``: all networks keep their weights and activations until the backward pass. ``"two_pass"``, which
             needs the batch dealt out: a few at a time do; the gradients are the same (see `TwoPasses`). ``"auto"``: two passes
             where the networks' weights hold more than 1 GiB and nothing speaks against them.
+        support: With an ``encoder`` among the options, a batch holds tasks, and each step sees one task at a time, with the
+            network that the encoder makes of its data set: what this function gives of a task; None: see `support_of`.
         plugins: Plug-ins beside the installed ones.
         hypernet_options: Arguments of `Hypernet`.
 
@@ -116,19 +119,14 @@ class HypernetCallback(BaseCallback):
         validation: str = "ensemble",
         copies: Sequence[str] | None = None,
         backward: str = "one_pass",
+        support: Support | None = None,
         **hypernet_options: Any,
     ) -> None:
         super().__init__()
         if preset is not None:
-            found = plugins_with(plugins)
-            if isinstance(preset, str) and preset in found.generators:
-                raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
-            options = dict(found.presets.find(preset))
-            diversity = options.pop("diversity", None) if diversity is None else diversity
             defaults = {name: one.default for name, one in inspect.signature(Hypernet).parameters.items()}
-            plain, default = recorded(hypernet_options), recorded(defaults)
-            given = {name: value for name, value in hypernet_options.items() if plain[name] != default.get(name)}
-            hypernet_options = {**hypernet_options, **options, **given}
+            hypernet_options, own_diversity = with_preset(preset, hypernet_options, defaults, plugins_with(plugins))
+            diversity = own_diversity if diversity is None else diversity
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
         own = [name for name in inspect.signature(HypernetCallback).parameters if name != "hypernet_options"]
         wrong = unknown("HypernetCallback", hypernet_options, [*own, *known])
@@ -136,13 +134,8 @@ class HypernetCallback(BaseCallback):
             raise TypeError(wrong)
         if not isinstance(target, str) or not target:
             raise TypeError(f"target must be the path of a module, as 'model', or '.', not {target!r}")
-        if context is not None and not callable(context):
-            raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
-        if conditions is not None and (context is not None or number(hypernet_options.get("context_dim", 0))):
-            raise ValueError("conditions make the context themselves: leave out context and context_dim")
+        check_context(context, conditions, hypernet_options.get("context_dim", 0))
         self.conditions = plugins_with(plugins).build_conditions(conditions)
-        if context is not None and not number(hypernet_options.get("context_dim", 0)):
-            raise ValueError("context gives a condition, and context_dim is 0: set it to how many numbers the condition has")
         self.target = target
         self.plugins = several("plugins", plugins, "plug-ins")
         hypernet_options.update(counts_of(hypernet_options))
@@ -158,6 +151,8 @@ class HypernetCallback(BaseCallback):
         choice("validation", validation, ("ensemble", "members"))
         self.deal, self.validation, self.backward = check_deal(deal), validation, backward
         self.copies = None if copies is None else texts("copies", copies, "path")
+        drawing = {"context": context, "conditions": conditions, "backward": backward != "one_pass"}
+        self.support = check_tasks(hypernet_options.get("encoder"), support, deal, drawing)
         found, asked = plugins_with(self.plugins), self._asked()  # a mistake is told here, not when training starts
         check_backward(backward, deal != "inputs", asked)
         check_options_of_hypernet(hypernet_options, found)
@@ -195,8 +190,11 @@ class HypernetCallback(BaseCallback):
             self._place(pl_module)
         if stage == "fit":
             go_around(self._around, pl_module, "training_step")
-        if self.validation == "members" and stage in ("fit", "validate"):
+        encodes = self.hypernet_options.get("encoder") is not None
+        if (self.validation == "members" or encodes) and stage in ("fit", "validate"):
             go_around(self._validated, pl_module, "validation_step")
+        if encodes and stage == "test":
+            go_around(self._validated, pl_module, "test_step")
 
     def _place(self, pl_module: pl.LightningModule) -> None:
         found = pl_module.get_submodule(self.target)
@@ -305,7 +303,9 @@ class HypernetCallback(BaseCallback):
         batch = args[0] if args else next(iter(kwargs.values()), None)
         with condition_of(hypernet, self.context, batch):
             passes = TwoPasses(hypernet, diversity) if self.takes_two_passes else None
-            if self.deal == "inputs":
+            if hypernet.encoder is not None:
+                result = tasks_step(hypernet, pl_module, original, self.support, *args, **kwargs)
+            elif self.deal == "inputs":
                 with hypernet.executor.feed.of(batch):
                     result = call_step(original, self.target, *args, **kwargs)
             else:
@@ -329,7 +329,7 @@ class HypernetCallback(BaseCallback):
             if diversity.losses:
                 values = (passes and passes.values) or diversity(hypernet.population)
                 loss = loss + diversity.total(values, weights_of(hypernet))
-                for name, value in values.items():
+                for name, value in {**values, **diversity.parts()}.items():
                     self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and trainer.global_step % every == 0:
@@ -346,7 +346,9 @@ class HypernetCallback(BaseCallback):
     def _validated(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """One `validation_step` for each member, on the whole batch."""
+        """One step for each member, on the whole batch; or for each task, on what is its own."""
+        if self.hypernet.encoder is not None:
+            return tasks_step(self.hypernet, pl_module, original, self.support, *args, **kwargs)
         return dealt_step(self.hypernet, pl_module, original, None, None, *args, **kwargs)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:

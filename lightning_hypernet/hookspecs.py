@@ -19,6 +19,7 @@ from lightning_hypernet.markers import hookspec
 from lightning_hypernet.symmetry.gauge import Gauge
 from lightning_hypernet.target.backends import Backend
 from lightning_hypernet.target.filters import Rule
+from lightning_hypernet.tasks import Encoder
 
 
 @hookspec
@@ -49,6 +50,11 @@ def hypernet_register_extractors(register: Callable[[str, type[Extractor]], None
 @hookspec
 def hypernet_register_distributions(register: Callable[[str, type[WeightDistribution]], None]) -> None:
     """Call ``register(name, cls)`` for every weight distribution, made as ``cls(setting, **options)``; `distribution`."""
+
+
+@hookspec
+def hypernet_register_encoders(register: Callable[[str, type[Encoder]], None]) -> None:
+    """Call ``register(name, cls)`` for every encoder of data sets, made as ``cls(latent_dim, **options)``; ``encoder=name``."""
 
 
 @hookspec

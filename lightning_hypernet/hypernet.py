@@ -89,6 +89,8 @@ class Hypernet(StepSampler):
         structure: What the graph shows of filters, as checkpoints keep it; None: it is read.
         batch_dim: Where the batch lies in the target's inputs, if not along the first axis: an axis, ``"list"`` for lists of
             examples, or for some arguments, by their name, either of these, or None if all networks share the argument.
+        encoder: Name and options of the encoder that maps data sets to latents, ``"deep_sets"`` or ``"attention"``, as in
+            ``{"name": "deep_sets", "inputs": 64}`` (see `Encoder`); None: there is none.
 
     Raises:
         ValueError: If an argument is out of range, a pattern matches nothing or there is nothing to generate.
@@ -121,6 +123,7 @@ class Hypernet(StepSampler):
         plugins: Sequence[object] = (),
         structure: Structure | Mapping[str, Any] | None = None,
         batch_dim: BatchDim = None,
+        encoder: str | Mapping[str, Any] | None = None,
     ) -> None:
         given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         counts = counts_of({**given, "context_dim": context_dim})
@@ -131,7 +134,7 @@ class Hypernet(StepSampler):
         super().__init__(
             target, example_inputs, latent_dim=latent_dim, context_dim=context_dim, prior=prior, components=components,
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
-            execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim,
+            execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
         self.samples, self.reduce = samples, reduce
         self.options |= recorded({"samples": samples, "members": members, "reduce": reduce})
@@ -185,7 +188,8 @@ class Hypernet(StepSampler):
             return _aside(self._call, method, args, kwargs)
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
         led = self.led()
-        population = led or (self.training_population() if self.training else self.member_population())
+        drawn = self.training or self.given
+        population = led or (self.training_population() if drawn else self.member_population())
         dealt = self.alone is None and (self.training or led is not None)
         if dealt and method == "forward" and not _can_be_dealt(args, kwargs, arguments):
             kinds = ", ".join(type(leaf).__name__ for leaf in (*args, *kwargs.values()))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Prior
+from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, NormalPrior, Prior
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -20,7 +20,8 @@ from lightning_hypernet.symmetry.structure import structure_of
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.layout import BatchDim, laid_out, read_batch_dim
 from lightning_hypernet.target.reduction import read_reduction
-from lightning_hypernet.values import texts, unknown, whole
+from lightning_hypernet.tasks import Encoder
+from lightning_hypernet.values import number, texts, unknown, whole
 
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
@@ -30,7 +31,7 @@ _COUNTS = {"latent_dim": 1, "context_dim": 0, "components": 1, "samples": 1, "me
 HARMLESS = ("samples", "gauge", "execution", "reduce", "batch_dim")
 """Options on which they do not."""
 _COMPARED = ("latent_dim", "context_dim", "components", "samples", "members", "prior", "distribution", "generator", "gauge",
-             "execution", "reduce", "batch_dim")  # fmt: skip
+             "execution", "reduce", "batch_dim", "encoder")  # fmt: skip
 
 
 def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> GeneratorConfig:
@@ -46,6 +47,38 @@ def config_of(generator: Named | GeneratorConfig | None, plugins: Plugins) -> Ge
     if wrong:
         raise TypeError(wrong)
     return replace(GeneratorConfig(**preset), **given)
+
+
+def check_context(context: Any, conditions: Any, context_dim: Any) -> None:
+    """See that what gives conditions goes with how many numbers they have.
+
+    Raises:
+        TypeError: If `context` is no function.
+        ValueError: If it does not.
+    """
+    if context is not None and not callable(context):
+        raise TypeError(f"context must be a function of a batch, which gives the condition, not {context!r}")
+    if conditions is not None and (context is not None or number(context_dim)):
+        raise ValueError("conditions make the context themselves: leave out context and context_dim")
+    if context is not None and not number(context_dim):
+        raise ValueError("context gives a condition, and context_dim is 0: set it to how many numbers the condition has")
+
+
+def with_preset(
+    preset: str, options: Mapping[str, Any], defaults: Mapping[str, Any], plugins: Plugins
+) -> tuple[dict[str, Any], Any]:
+    """Options of the callback with those of a preset beneath what is not the default, and the preset's diversity.
+
+    Raises:
+        ValueError: If the name is that of a preset of generators.
+    """
+    if isinstance(preset, str) and preset in plugins.generators:
+        raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
+    chosen = dict(plugins.presets.find(preset))
+    diversity = chosen.pop("diversity", None)
+    plain, default = checkpoint.recorded(options), checkpoint.recorded(defaults)
+    given = {name: value for name, value in options.items() if plain[name] != default.get(name)}
+    return {**options, **chosen, **given}, diversity
 
 
 def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
@@ -134,6 +167,21 @@ def prior_of(choice: Named | Prior | Distribution, latent_dim: int, components: 
             f"latent_dim={latent_dim} and components={components}"
         )
     return prior
+
+
+def encoder_of(choice: Named | None, prior: Prior, context_dim: int, plugins: Plugins) -> Encoder | None:
+    """The encoder that an argument stands for, a name with its options.
+
+    Raises:
+        ValueError: If latents are drawn from another prior than the normal one, or there are conditions.
+    """
+    if choice is None:
+        return None
+    if not isinstance(prior, NormalPrior) or prior.components > 1 or context_dim:
+        raise ValueError("an encoder takes the prior's place: leave prior, components and conditions as they are")
+    make, options = plugins.encoders.chosen(choice)
+    encoder: Encoder = made("encoder", choice, make, prior.latent_dim, **options)
+    return encoder
 
 
 def gauge_of(gauge: Named | Gauge, plugins: Plugins) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 from torch import nn
 
-from lightning_hypernet import conditions, diversity, generator, hookspecs, presets
+from lightning_hypernet import conditions, diversity, generator, hookspecs, presets, tasks
 from lightning_hypernet.conditions import Condition, read_range
 from lightning_hypernet.diversity import DiversityLoss, WeightedDiversity
 from lightning_hypernet.generator import Extractor, Prior, WeightDistribution
@@ -27,16 +27,18 @@ from lightning_hypernet.symmetry import gauge
 from lightning_hypernet.target import backends, layers
 from lightning_hypernet.target.backends import Backend
 from lightning_hypernet.target.filters import Rule
+from lightning_hypernet.tasks import Encoder
 from lightning_hypernet.values import guess, read_options, real, several, unknown
 
 RESTRICT = "LIGHTNING_HYPERNET_PLUGINS"
 """Environment variable: comma-separated glob patterns of the installed plug-ins that may load; empty means none."""
 
-_BUILT_IN = (layers, backends, gauge, generator, diversity, conditions, presets)
+_BUILT_IN = (layers, backends, gauge, generator, tasks, diversity, conditions, presets)
 _HOOKS = {
     "prior": "hypernet_register_priors",
     "generator": "hypernet_register_extractors",
     "distribution": "hypernet_register_distributions",
+    "encoder": "hypernet_register_encoders",
     "gauge": "hypernet_register_gauges",
     "execution": "hypernet_register_backends",
 }
@@ -91,6 +93,7 @@ class Plugins:
         self.distributions: Registry[type[WeightDistribution]] = Registry(
             "weight distribution", _subclass_of(WeightDistribution)
         )
+        self.encoders: Registry[type[Encoder]] = Registry("encoder", _subclass_of(Encoder))
         self.gauges: Registry[Callable[..., Any]] = Registry("gauge", _callable)
         self.backends: Registry[type[Backend]] = Registry("backend", _subclass_of(Backend))
         self.generators: Registry[Mapping[str, Any]] = Registry("preset of generators", _mapping)
@@ -119,6 +122,7 @@ class Plugins:
             "hypernet_register_priors": self.priors,
             "hypernet_register_extractors": self.extractors,
             "hypernet_register_distributions": self.distributions,
+            "hypernet_register_encoders": self.encoders,
             "hypernet_register_gauges": self.gauges,
             "hypernet_register_backends": self.backends,
             "hypernet_register_generators": self.generators,

@@ -17,6 +17,7 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.filters import FilterBanks
 from lightning_hypernet.target.networks import Networks
+from lightning_hypernet.tasks import Encoded
 
 
 class StackedTensors(nn.Module):
@@ -88,6 +89,7 @@ class Population:
         targets: What the inputs of the training batch should map to, batch first; None if unknown.
         probes: How many examples of the batch all networks share in `outputs`.
         distribution: What made the weights of the latents.
+        encoded: What an encoder made of the data sets that the networks are for; None: their latents are draws of the prior.
         losses: The loss of every network, ``(S,)``, where each ran `training_step` by itself; None: they ran together.
     """
 
@@ -103,6 +105,7 @@ class Population:
     probes: int = 32
     distribution: WeightDistribution | None = None
     losses: Tensor | None = None
+    encoded: Encoded | None = None
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -26,6 +26,7 @@ from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.options import (
     Named,
     config_of,
+    encoder_of,
     example_arguments,
     gauge_of,
     latent_dim_of,
@@ -46,11 +47,12 @@ from lightning_hypernet.target.filters import Structure, find_filters
 from lightning_hypernet.target.layout import BatchDim
 from lightning_hypernet.target.loaders import Feed
 from lightning_hypernet.target.modes import evaluating
+from lightning_hypernet.tasks import Encoded
 from lightning_hypernet.values import instance, shown, texts, whole
 
 _FIRST_LATENTS = 64
 _SOMEWHERE = torch.zeros(())
-SHAPING = ("latent_dim", "context_dim", "components", "members", "prior", "distribution", "generator")
+SHAPING = ("latent_dim", "context_dim", "components", "members", "prior", "distribution", "generator", "encoder")
 """Options on which the names and shapes of tensors depend."""
 
 
@@ -90,6 +92,7 @@ class Sampler(StandIn):
         plugins: Sequence[object],
         structure: Structure | Mapping[str, Any] | None,
         batch_dim: BatchDim = None,
+        encoder: Named | None = None,
     ) -> None:
         super().__init__()
         self.register_load_state_dict_pre_hook(type(self)._refuse_others)  # type: ignore[no-untyped-call]
@@ -132,7 +135,11 @@ class Sampler(StandIn):
         self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
         self.prior.to(next(iter(initial.values())).device)
-        given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution}
+        self.encoder = encoder_of(encoder, self.prior, context_dim, found)
+        if self.encoder is not None:
+            self.encoder.to(next(iter(initial.values())))
+        given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution,
+                 "encoder": encoder}  # fmt: skip
         self.needs = found.used(target, {**given, "generator": config.extractor})
         counts = {"latent_dim": latent_dim, "context_dim": context_dim, "components": components}
         shown = symmetries.structure and asdict(symmetries.structure)
@@ -209,6 +216,24 @@ class Sampler(StandIn):
                 "context_dim says how many numbers it has"
             )
         return latents.given(context) if self.context_dim else latents
+
+    def encode(self, *supports: Any, sample: bool = True) -> Encoded:
+        """What the encoder makes of data sets; ``decode(encoded.latents)`` gives their networks.
+
+        Args:
+            supports: The data sets: inputs ``(n, ...)``, or pairs of these and their targets.
+            sample: Whether z is drawn, or the mean of every level.
+
+        Raises:
+            RuntimeError: If there is no encoder.
+            ValueError: If there is no data set, or examples are of another size.
+        """
+        if self.encoder is None:
+            raise RuntimeError("the Hypernet has no encoder: pass encoder={'name': 'deep_sets', 'inputs': ...}")
+        if not supports:
+            raise ValueError("encode() takes one data set or more")
+        encoded: Encoded = self.encoder(supports, sample)
+        return encoded
 
     def decode(self, latents: Latents | Tensor) -> Population:
         """Map latents to networks; the same latents always give the same networks.

@@ -22,10 +22,11 @@ from lightning_hypernet.target.batches import parts_of
 from lightning_hypernet.target.facade import PartCalls
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.snapshot import Snapshot
+from lightning_hypernet.tasks import Encoded
 from lightning_hypernet.values import choice, instance, whole
 
 _OF_A_STEP = ("population", "_steps", "_context", "part_calls", "alone", "_leader", "_following", "_together", "_dealt",
-              "_density", "noted")  # fmt: skip
+              "_density", "_given", "noted")  # fmt: skip
 
 
 class StepSampler(MemberSampler):
@@ -47,6 +48,7 @@ class StepSampler(MemberSampler):
         self.population: Population | None = None
         self._steps = 0
         self._context: Tensor | None = None
+        self._given: Latents | Encoded | None = None
         self.alone: int | None = None
         self._together: int | None = None
         self.noted = True
@@ -85,8 +87,14 @@ class StepSampler(MemberSampler):
             self._begin()
             # with gradients always: the first call of a step may be one without, and later calls use the same networks
             with torch.inference_mode(False), torch.enable_grad():
-                latents = self.draw(whole("samples", self.samples), context=self._context)
+                given = self._given
+                latents = given.latents if isinstance(given, Encoded) else given
+                if latents is None:
+                    latents = self.draw(whole("samples", self.samples), context=self._context)
                 self.population = self._populated(latents, self._together)
+                self.population.encoded = given if isinstance(given, Encoded) else None
+            if not self.training:
+                self.members.complete(self.executor, self.population)
         return self.population
 
     def _populated(self, latents: Latents, together: int | None) -> Population:
@@ -101,6 +109,11 @@ class StepSampler(MemberSampler):
         own = (self.banks, self.symmetries.gauge, self.components)
         drawn = leaf_latents(latents)
         return GroupedPopulation(drawn, networks, *own, examples=self.symmetries.examples, distribution=self.generator)
+
+    @property
+    def given(self) -> bool:
+        """Whether the networks of this step are those of latents that were given."""
+        return self._given is not None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -156,29 +169,36 @@ class StepSampler(MemberSampler):
         return values[: len(sizes)].repeat_interleave(sizes, 0)
 
     @contextmanager
-    def step(self, context: Tensor | None = None) -> Iterator[None]:
+    def step(self, context: Tensor | None = None, latents: Latents | Encoded | None = None) -> Iterator[None]:
         """Within, every training call uses the same networks; afterwards, at the end of the outermost, they are released.
 
         Args:
             context: The condition of all networks, ``(context_dim,)``, or of each, ``(samples, context_dim)``; None: zeros, or
                 that of the step around this one.
+            latents: What the networks are generated from, or what an encoder made of data sets; None: draws of the prior. In
+                evaluation mode these networks take the place of the members.
 
         Raises:
             RuntimeError: If a condition is given in evaluation mode, or when the networks of the step are drawn already.
         """
         if context is not None and not self.training:
             raise RuntimeError("in evaluation mode every member has a condition of its own: set member_context")
-        if context is not None and self._steps and self.population is not None:
-            raise RuntimeError("the networks of this step are drawn already: give the condition before the target is called")
+        if (context is not None or latents is not None) and self._steps and self.population is not None:
+            raise RuntimeError(
+                "the networks of this step are drawn already: give the condition or latents before the target is called"
+            )
+        if context is not None and latents is not None:
+            raise RuntimeError("latents have their own condition: leave out context")
         if not self._steps:
             self._begin()
-        around, self._context = self._context, self._context if context is None else context
+        around, self._context = (self._context, self._given), self._context if context is None else context
+        self._given = self._given if latents is None else latents
         self._steps += 1
         try:
             yield
         finally:
             self._steps -= 1
-            self._context = around
+            self._context, self._given = around
             if not self._steps:
                 self._begin()
 
@@ -207,7 +227,8 @@ class StepSampler(MemberSampler):
             TypeError: If the batch holds something that can't be dealt out, or `split` gives no list of parts.
             ValueError: If there is nothing to deal out.
         """
-        if not self.training:
+        own = self.training or self._given is not None
+        if not own:
             dealt = [(batch, 1)] * len(self.members)
         elif split is not None:
             if not callable(split):
@@ -222,7 +243,7 @@ class StepSampler(MemberSampler):
         else:
             dealt = parts_of(batch, self.samples, self.smallest, self.executor.plans.batch_dim)
         total = sum(size for _, size in dealt)
-        with self.step() if self.training else nullcontext():
+        with self.step() if own else nullcontext():
             for index, (part, size) in enumerate(dealt):
                 self.alone = index
                 try:

@@ -10,6 +10,7 @@ from lightning_hypernet.diversity.entropy import Entropy
 from lightning_hypernet.diversity.kl import KL
 from lightning_hypernet.diversity.mutual_information import MutualInformation
 from lightning_hypernet.diversity.outputs import OutputEntropy
+from lightning_hypernet.diversity.rate import Rate
 from lightning_hypernet.diversity.repulsion import Repulsion
 from lightning_hypernet.diversity.variance import Variance
 from lightning_hypernet.markers import hookimpl
@@ -21,6 +22,7 @@ __all__ = [
     "Entropy",
     "MutualInformation",
     "OutputEntropy",
+    "Rate",
     "Repulsion",
     "Variance",
     "WeightedDiversity",
@@ -37,3 +39,4 @@ def hypernet_register_diversity(register: Callable[[str, type[DiversityLoss]], N
     register("mutual_information", MutualInformation)
     register("repulsion", Repulsion)
     register("kl", KL)
+    register("rate", Rate)

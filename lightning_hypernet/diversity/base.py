@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ class DiversityLoss(nn.Module, ABC):
 
     It may own parameters: they join the optimizer. `default_weight` is what it is multiplied with where the user names it
     without a weight. `reads_outputs` says whether it reads what networks return, or may; one that reads nothing but latents and
-    weights says False, and goes with ``backward="two_pass"``.
+    weights says False, and goes with ``backward="two_pass"``. `parts` holds what is logged beside the value, by name.
     """
 
     default_weight: ClassVar[float] = 1e-3
     reads_outputs: bool = True
+    parts: Mapping[str, Tensor] = MappingProxyType({})
 
     def check(self, distribution: type[WeightDistribution], dealt: bool) -> None:
         """See what kind of weights there will be, before anything is built.
@@ -110,6 +112,11 @@ class WeightedDiversity(nn.Module):
                 raise ValueError(f"the diversity loss {name!r} is {kind}; lower its weight or the learning rate")
             values[name] = value
         return values
+
+    def parts(self) -> dict[str, Tensor]:
+        """What losses log beside their value, as ``name/part``."""
+        pairs = zip(self.losses, self._all(), strict=True)
+        return {f"{name}/{part}": value for name, loss in pairs for part, value in loss.parts.items()}
 
     def total(self, values: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Weigh the values of `forward` and add them.

@@ -16,6 +16,7 @@ from lightning_hypernet import checkpoint
 from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, Latents, Prior, Setting, WeightDistribution, sized
 from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
+from lightning_hypernet.generator.reweighted import ReweightedPrior
 from lightning_hypernet.plugins import Plugins, plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
@@ -356,6 +357,8 @@ def _prior(choice: Named | Prior | Distribution, latent_dim: int, components: in
         prior = choice
     else:
         make, options = plugins.priors.chosen(choice)
+        if issubclass(make, ReweightedPrior):
+            options["base"] = _prior(options.get("base", "normal"), latent_dim, components, plugins)
         prior = made("prior", choice, make, latent_dim, components, **options)
     if (prior.latent_dim, prior.components) != (latent_dim, components):
         raise ValueError(

@@ -9,8 +9,17 @@ from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.distribution import Setting, WeightDistribution
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.generator import Generator
-from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
+from lightning_hypernet.generator.latents import (
+    PRIORS,
+    DistributionPrior,
+    Latents,
+    MixturePrior,
+    NormalPrior,
+    Prior,
+    UniformPrior,
+)
 from lightning_hypernet.generator.noisy import NoisyGenerator
+from lightning_hypernet.generator.reweighted import PriorFit, ReweightedPrior
 from lightning_hypernet.generator.sizes import sized
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.markers import hookimpl
@@ -27,6 +36,8 @@ __all__ = [
     "NoisyGenerator",
     "NormalPrior",
     "Prior",
+    "PriorFit",
+    "ReweightedPrior",
     "Setting",
     "UniformPrior",
     "WeightDistribution",
@@ -38,10 +49,9 @@ __all__ = [
 @hookimpl
 def hypernet_register_priors(register: Callable[[str, type[Prior]], None]) -> None:
     """Register the built-in priors."""
-    register("normal", NormalPrior)
-    register("uniform", UniformPrior)
-    register("mixture", MixturePrior)
-    register("torch", DistributionPrior)
+    for name, prior in PRIORS.items():
+        register(name, prior)
+    register("reweighted", ReweightedPrior)
 
 
 @hookimpl

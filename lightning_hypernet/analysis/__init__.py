@@ -8,6 +8,7 @@ from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.images import FilterImages, filter_images
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
+from lightning_hypernet.analysis.reweighting import Reweighting, reweight
 from lightning_hypernet.analysis.scatter import Scatter, scatter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Detection",
     "FilterImages",
     "Paths",
+    "Reweighting",
     "Scatter",
     "accuracies",
     "adversarial",
@@ -25,6 +27,7 @@ __all__ = [
     "ood",
     "paths",
     "pgd",
+    "reweight",
     "scatter",
     "targeted_sign",
 ]

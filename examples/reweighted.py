@@ -132,10 +132,9 @@ def main() -> None:
         losses.append([row[1] for row in rows])
     values = torch.stack(results)
 
-    table = Table("prior", *(name.replace("_", " ") for name in COLUMNS), title="mean of the seeds, lowest to highest")
+    table = Table("prior", *(name.replace("_", " ") for name in COLUMNS), title="means of the seeds")
     for row, name in enumerate(ROWS):
-        cells = [f"{one.mean():.4f} ({one.min():.4f}-{one.max():.4f})" for one in values[:, row].T]
-        table.add_row(name.replace("_", " "), *cells)
+        table.add_row(name.replace("_", " "), *(f"{one:.4f}" for one in values[:, row].mean(0)))
     Console().print(table)
     fig, axes = plt.subplots(1, args.seeds, figsize=(3.6 * args.seeds, 3.4), layout="constrained", squeeze=False, sharey=True)
     for index, (ax, of_seed) in enumerate(zip(axes[0], losses, strict=True)):

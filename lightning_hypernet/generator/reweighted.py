@@ -252,8 +252,6 @@ class ReweightedPrior(Prior):
                 self._standardise(known.z)
                 loss, step = self._learn(good, weights, steps, lr, decay)
                 logit = self.log_ratio(known).view(self.components, _KNOWN)
-                if not logit.isfinite().all():
-                    raise ValueError(f"the classifier's logits are not finite after {steps} steps: set a lower lr than {lr:g}")
             except BaseException:
                 self.load_state_dict(before)
                 raise
@@ -306,10 +304,11 @@ class ReweightedPrior(Prior):
                     best, kept = (loss, step), copy.deepcopy(self.classifier.state_dict())
             if step < steps:
                 rows = rest[torch.randperm(len(rest), device="cpu")[:_BATCH].to(rest.device)]
+                drawn = self._contrast(good, weights, _BATCH)
                 with _learning(self.classifier):
-                    optimizer.zero_grad()
-                    self._loss(good[rows], weights[rows], self._contrast(good, weights, _BATCH)).backward()
+                    self._loss(good[rows], weights[rows], drawn).backward()
                 optimizer.step()
+                optimizer.zero_grad()
                 scheduler.step()
         self.classifier.load_state_dict(kept)
         return best

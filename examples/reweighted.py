@@ -138,9 +138,9 @@ def main() -> None:
     Console().print(table)
     fig, axes = plt.subplots(1, args.seeds, figsize=(3.6 * args.seeds, 3.4), layout="constrained", squeeze=False, sharey=True)
     for index, (ax, of_seed) in enumerate(zip(axes[0], losses, strict=True)):
-        most = float(torch.cat(of_seed).quantile(0.995))
+        least, most = torch.cat(of_seed).quantile(torch.tensor([0.0, 0.995])).tolist()
         for loss, name in zip(of_seed, ROWS, strict=True):
-            ax.hist(loss, bins=40, range=(0, most), histtype="step", lw=1.6, label=name.replace("_", " "))
+            ax.hist(loss, bins=40, range=(least, most), histtype="step", lw=1.6, label=name.replace("_", " "))
         ax.set(xlabel="test loss of a network, nats", title=f"seed {args.seed + index}")
     axes[0, 0].set_ylabel(f"networks of {NETWORKS}")
     axes[0, 0].legend()

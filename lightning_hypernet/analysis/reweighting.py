@@ -99,8 +99,9 @@ def reweight(
         draws: Networks that are drawn before, and after.
         keep: Effective share of the networks that counts as good; the smaller, the lower the losses, and the more alike the
             networks.
-        disagreement: Which share of the disagreement the good ones have; 1: all of it. None: it is not looked at. Without it
-            networks disagree less as they err less. For outputs ``(batch, classes)``.
+        disagreement: Which share of their disagreement with the base's networks the good ones have; 1: all of it; among each
+            other they may have somewhat less. None: it is not looked at, and networks disagree less as they err less. For
+            outputs ``(batch, classes)``.
         loss: The mean loss of one network's outputs ``(batch, ...)`` and targets: mean cross-entropy by default.
         context: The condition of all, ``(context_dim,)``; None: zeros.
 

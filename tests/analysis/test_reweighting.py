@@ -119,6 +119,7 @@ def test_losses_and_weights_are_those_of_their_formula():
     assert rates[1] < 0
 
 
+@pytest.mark.slow
 def test_the_disagreement_that_is_asked_for_costs_loss():
     found, differing = {}, {}
     for share in (None, 1.0):
@@ -129,7 +130,7 @@ def test_the_disagreement_that_is_asked_for_costs_loss():
     assert found[None].disagreement_before is None
     assert found[1.0].disagreement_after.mean() == pytest.approx(differing[1.0], rel=0.1)
     assert found[1.0].disagreement_after.mean() > 0.8 * found[1.0].disagreement_before.mean()
-    assert differing[1.0] > 1.1 * differing[None]
+    assert differing[1.0] > 1.05 * differing[None]
     assert found[None].chosen < found[1.0].chosen < float(found[1.0].before.mean())
     assert found[1.0].after.mean() < found[1.0].before.mean()
 
@@ -158,6 +159,7 @@ def test_each_component_has_its_own_good_networks_and_conditions_are_passed_on()
     assert sorted(hypernet.draw(20).component.bincount().tolist()) == [10, 10]
 
 
+@pytest.mark.slow
 def test_members_statistics_are_those_of_the_new_members():
     hypernet, _ = trained(norm=True)
     hypernet(X)

@@ -3,7 +3,7 @@
 The generator is trained for much diversity (variance of the gauge-fixed weights, weight 4; z of 8 normal numbers), so that its
 networks are of unlike quality. A classifier then learns which z give networks of a low validation loss, once with their
 disagreement kept and once without a look at it. All figures are of test digits that neither training nor the classifier saw.
-Three seeds, on scikit-learn's bundled digits; two to three minutes on one core. What is set here was chosen on seeds 100 to 102,
+Three seeds, on scikit-learn's bundled digits; two to three minutes on one core. The settings were chosen on seeds 100 to 102,
 among ten generators and two dozen ways to weigh networks.
 """
 

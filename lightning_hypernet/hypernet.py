@@ -59,8 +59,9 @@ class Hypernet(StepSampler):
         latent_dim: Numbers in z; None: 64, or as many as a distribution takes its noise from.
         context_dim: Numbers in the condition of a network, which the generator reads beside z; 0: there are no conditions.
         prior: Name of the prior, or a mapping with its ``name`` and options: ``"normal"``, ``"uniform"`` on [-1, 1],
-            ``"mixture"``, a normal distribution for every component, trained, or ``"torch"``, a distribution of torch; or a
-            `Prior`, or a distribution of single numbers or of vectors of `latent_dim`.
+            ``"mixture"``, a normal distribution for every component, trained, ``"reweighted"``, its ``base`` until it is fitted
+            (see `analysis.reweight`), or ``"torch"``, a distribution of torch; or a `Prior`, or a distribution of single
+            numbers or of vectors of `latent_dim`.
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
 from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, NormalPrior, Prior
+from lightning_hypernet.generator.reweighted import ReweightedPrior
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.registry import check_options, made
 from lightning_hypernet.symmetry.gauge import Gauge
@@ -160,6 +161,8 @@ def prior_of(choice: Named | Prior | Distribution, latent_dim: int, components: 
         prior = choice
     else:
         make, options = plugins.priors.chosen(choice)
+        if issubclass(make, ReweightedPrior):
+            options["base"] = prior_of(options.get("base", "normal"), latent_dim, components, plugins)
         prior = made("prior", choice, make, latent_dim, components, **options)
     if (prior.latent_dim, prior.components) != (latent_dim, components):
         raise ValueError(

@@ -234,8 +234,10 @@ class Plugins:
         ruled = {next((cls for cls in type(module).__mro__ if cls in self.rules), nn.Module) for module in target.modules()}
         needs = [("target", _path(cls), self._ruled_by[cls]) for cls in ruled & set(self.rules)]
         for option, choice in choices.items():
-            name = choice.get("name") if isinstance(choice, Mapping) else choice
-            needs.append((option, str(name), self._registries[_HOOKS[option]].origin(choice)))
+            while choice is not None:
+                name = choice.get("name") if isinstance(choice, Mapping) else choice
+                needs.append((option, str(name), self._registries[_HOOKS[option]].origin(choice)))
+                choice = choice.get("base") if option == "prior" and isinstance(choice, Mapping) else None
         return sorted(need for need in needs if need[2] not in {"", *(built_in.__name__ for built_in in _BUILT_IN)})
 
     def build_diversity(

@@ -456,7 +456,7 @@ def test_bad_calls(call, message):
 def test_bad_options():
     with pytest.raises(ValueError, match="samples must be 1 or more, not 0; members must be 1 or more, not -2"):
         Hypernet(mlp(), samples=0, members=-2)
-    with pytest.raises(ValueError, match="unknown prior 'cauchy'; there are mixture, normal, torch, uniform"):
+    with pytest.raises(ValueError, match="unknown prior 'cauchy'; there are mixture, normal, reweighted, torch, uniform"):
         Hypernet(mlp(), prior="cauchy")
     with pytest.raises(ValueError, match="reduce must be one of"):
         Hypernet(mlp(), reduce="sum")

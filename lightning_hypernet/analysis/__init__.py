@@ -9,6 +9,7 @@ from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.images import FilterImages, filter_images
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
+from lightning_hypernet.analysis.reweighting import Reweighting, reweight
 from lightning_hypernet.analysis.scatter import Scatter, scatter
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Evidence",
     "FilterImages",
     "Paths",
+    "Reweighting",
     "Scatter",
     "accuracies",
     "adversarial",
@@ -28,6 +30,7 @@ __all__ = [
     "ood",
     "paths",
     "pgd",
+    "reweight",
     "scatter",
     "targeted_sign",
 ]

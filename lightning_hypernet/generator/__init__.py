@@ -11,8 +11,17 @@ from lightning_hypernet.generator.explicit import FullGaussian, LowRankGaussian,
 from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.flows import FilterNorms, FlowDistribution, MultiplicativeFlows
 from lightning_hypernet.generator.generator import Generator
-from lightning_hypernet.generator.latents import DistributionPrior, Latents, MixturePrior, NormalPrior, Prior, UniformPrior
+from lightning_hypernet.generator.latents import (
+    PRIORS,
+    DistributionPrior,
+    Latents,
+    MixturePrior,
+    NormalPrior,
+    Prior,
+    UniformPrior,
+)
 from lightning_hypernet.generator.noisy import NoisyGenerator
+from lightning_hypernet.generator.reweighted import PriorFit, ReweightedPrior
 from lightning_hypernet.generator.sizes import sized
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.markers import hookimpl
@@ -35,6 +44,8 @@ __all__ = [
     "NoisyGenerator",
     "NormalPrior",
     "Prior",
+    "PriorFit",
+    "ReweightedPrior",
     "Setting",
     "UniformPrior",
     "WeightDistribution",
@@ -46,10 +57,9 @@ __all__ = [
 @hookimpl
 def hypernet_register_priors(register: Callable[[str, type[Prior]], None]) -> None:
     """Register the built-in priors."""
-    register("normal", NormalPrior)
-    register("uniform", UniformPrior)
-    register("mixture", MixturePrior)
-    register("torch", DistributionPrior)
+    for name, prior in PRIORS.items():
+        register(name, prior)
+    register("reweighted", ReweightedPrior)
 
 
 @hookimpl

@@ -249,6 +249,15 @@ class DistributionPrior(Prior):
         return self._evenly(self.distribution.log_prob(latents.z))
 
 
+PRIORS: dict[str, type[Prior]] = {
+    "normal": NormalPrior,
+    "uniform": UniformPrior,
+    "mixture": MixturePrior,
+    "torch": DistributionPrior,
+}
+"""The simple priors, by name."""
+
+
 def _distribution(name: str, arguments: Mapping[str, Any]) -> Distribution:
     """The distribution of torch with a name, its arguments numbers or lists of them."""
     there = [key for key, one in vars(torch.distributions).items() if isinstance(one, type) and issubclass(one, Distribution)]

@@ -184,7 +184,7 @@ def test_validation_sees_each_task_with_the_mean_code_of_its_data():
     for support, (queries, answers) in tasks(4, 1):
         weights = hypernet.decode(hypernet.encode(support, sample=False).latents).weights
         losses.append(F.mse_loss(F.linear(queries, weights["weight"][0], weights["bias"][0]), answers))
-    assert found == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_a_checkpoint_keeps_the_encoder(tmp_path):

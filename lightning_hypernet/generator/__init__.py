@@ -8,7 +8,7 @@ from typing import Any
 from lightning_hypernet.generator.config import GeneratorConfig
 from lightning_hypernet.generator.distribution import Setting, WeightDistribution
 from lightning_hypernet.generator.explicit import FullGaussian, LowRankGaussian, MeanField
-from lightning_hypernet.generator.extractors import Extractor, MatrixExtractor, MLPExtractor
+from lightning_hypernet.generator.extractors import Extractor, LevelExtractor, MatrixExtractor, MLPExtractor
 from lightning_hypernet.generator.flows import FilterNorms, FlowDistribution, MultiplicativeFlows
 from lightning_hypernet.generator.generator import Generator
 from lightning_hypernet.generator.latents import (
@@ -35,6 +35,7 @@ __all__ = [
     "Generator",
     "GeneratorConfig",
     "Latents",
+    "LevelExtractor",
     "LowRankGaussian",
     "MLPExtractor",
     "MatrixExtractor",
@@ -67,6 +68,7 @@ def hypernet_register_extractors(register: Callable[[str, type[Extractor]], None
     """Register the built-in extractors."""
     register("mlp", MLPExtractor)
     register("matrix", MatrixExtractor)
+    register("levels", LevelExtractor)
 
 
 @hookimpl

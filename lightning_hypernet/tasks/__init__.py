@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_hypernet.markers import hookimpl
+from lightning_hypernet.tasks.codes import accuracy_bound, code_length, novel
 from lightning_hypernet.tasks.encoder import DeepSets, Encoded, Encoder, SetAttention
 
-__all__ = ["DeepSets", "Encoded", "Encoder", "SetAttention"]
+__all__ = ["DeepSets", "Encoded", "Encoder", "SetAttention", "accuracy_bound", "code_length", "novel"]
 
 
 @hookimpl

@@ -134,15 +134,21 @@ class KL(DiversityLoss):
         """
         if self.examples is None:
             raise ValueError("how many training examples there are is not known: give it as {'kl': {'examples': n}}")
-        distribution, latents, weights = population.distribution, population.latents, population.weights
+        distribution, latents = population.distribution, population.latents
         if distribution is None:
             raise ValueError("the population does not know its weight distribution, as those of hypernet.sample do")
+        with torch.autocast(latents.z.device.type, enabled=False):
+            return self._measured(distribution, population)
+
+    def _measured(self, distribution: WeightDistribution, population: Population) -> Tensor:
         share = min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0
         self.steps += 1
+        assert self.examples is not None
+        weights = population.weights
         log_prior = self.log_prior(distribution.coordinates(weights))
         if self.bound == "elbo":
             return share * (self._log_density(distribution, population) - log_prior).mean() / self.examples
-        divergences = share * (self._drawn(distribution, latents, weights) - log_prior)
+        divergences = share * (self._drawn(distribution, population.latents, weights) - log_prior)
         return self._importance_weighted(population, divergences)
 
     def log_prior(self, coordinates: Tensor) -> Tensor:

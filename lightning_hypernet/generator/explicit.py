@@ -61,12 +61,17 @@ class ExplicitDistribution(WeightDistribution, ABC):
         """Weights ``{name: (S, *shape)}`` as ``(S, weights)``.
 
         Raises:
-            ValueError: If a parameter is missing or has another shape.
+            ValueError: If a parameter is missing or has another shape, or weights are of half precision.
         """
+        refuse_half(self.mean)
         for name, shape in self.shapes.items():
             if name not in weights or weights[name].shape[1:] != shape:
                 raise ValueError(f"weights must hold {name} of shape (networks, {', '.join(map(str, shape))})")
         return torch.cat([weights[name].reshape(len(weights[name]), -1) for name in self.shapes], dim=1)
+
+    def coordinates(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """All weights, ``(S, weights)``."""
+        return self.vector(weights)
 
     def of_vector(self, vector: Tensor) -> dict[str, Tensor]:
         """Weights ``{name: (S, *shape)}`` of ``(S, weights)``; the inverse of `vector`."""
@@ -78,7 +83,12 @@ class ExplicitDistribution(WeightDistribution, ABC):
         """What z ``(S, latent_dim)`` becomes before it is scaled and moved: u, ``(S, weights)``."""
 
     def forward(self, latents: Latents) -> dict[str, Tensor]:
-        """Map S latents to weights ``{name: (S, *shape)}``."""
+        """Map S latents to weights ``{name: (S, *shape)}``, at full precision also under autocast."""
+        with torch.autocast(latents.z.device.type, enabled=False):
+            return self.drawn(latents)
+
+    def drawn(self, latents: Latents) -> dict[str, Tensor]:
+        """Weights of S latents, ``{name: (S, *shape)}``."""
         return self.of_vector(torch.addcmul(self.mean, self.log_std.exp(), self.standardised(latents.z)))
 
 
@@ -207,6 +217,16 @@ class FullGaussian(Gaussian):
     def distribution(self) -> Distribution:
         """A Gaussian given by the Cholesky factor of its covariance."""
         return MultivariateNormal(self.mean, scale_tril=self.log_std.exp()[:, None] * self._triangle(), validate_args=False)
+
+
+def refuse_half(value: Tensor) -> None:
+    """Densities of many numbers are lost in half precision.
+
+    Raises:
+        ValueError: If the tensor is of such a type.
+    """
+    if value.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"a density needs single precision, and the weights are {value.dtype}: set precision='bf16-mixed'")
 
 
 def units(banks: FilterBanks, initial: Mapping[str, Tensor]) -> Tensor:

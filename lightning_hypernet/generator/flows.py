@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hypernet.generator.distribution import Setting
-from lightning_hypernet.generator.explicit import ExplicitDistribution, log_normal
+from lightning_hypernet.generator.explicit import ExplicitDistribution, log_normal, refuse_half
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.target.filters import FilterBank, FilterBanks, Slot
 from lightning_hypernet.values import choice, real, whole, wholes
@@ -157,8 +157,8 @@ class FilterNorms(FlowDistribution):
         rows = [self._rows(bank, {name: value[0] for name, value in own.items()}) for bank in self.layers]
         return [row / row.norm(dim=1, keepdim=True).clamp(min=torch.finfo(row.dtype).tiny) for row in rows]
 
-    def forward(self, latents: Latents) -> dict[str, Tensor]:
-        """Map S latents to weights ``{name: (S, *shape)}``."""
+    def drawn(self, latents: Latents) -> dict[str, Tensor]:
+        """Weights of S latents, ``{name: (S, *shape)}``."""
         norms = torch.addcmul(self.mean, self.log_std.exp(), self.standardised(latents.z))
         weights = self.of_vector(self.direction.expand(len(latents), -1))
         slots = [_slot(bank) for bank in self.layers]
@@ -169,6 +169,7 @@ class FilterNorms(FlowDistribution):
 
     def coordinates(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The norms of all filters, ``(S, filters)``, negative where a filter is turned round."""
+        refuse_half(self.mean)
         slots = [_slot(bank) for bank in self.layers]
         rows = [slot.gather(weights[slot.parameter]) for slot in slots]
         pairs = zip(rows, self._directions(), strict=True)
@@ -252,7 +253,7 @@ class MultiplicativeFlows(ExplicitDistribution):
             shape = [len(one)] + [1] * len(self.shapes[name])
             shape[axis + 1] = -1
             means[name] = means[name] * one.view(shape)
-        return self.vector(means)
+        return torch.cat([value.reshape(len(value), -1) for value in means.values()], dim=1)
 
     def _split(self, latents: Latents) -> tuple[Tensor, Tensor]:
         own, rest = latents.z.split([len(self.mean), sum(self.lengths)], dim=1)
@@ -262,8 +263,8 @@ class MultiplicativeFlows(ExplicitDistribution):
         """The share of z that is the noise of the weights themselves."""
         return z[:, : len(self.mean)]
 
-    def forward(self, latents: Latents) -> dict[str, Tensor]:
-        """Map S latents to weights ``{name: (S, *shape)}``."""
+    def drawn(self, latents: Latents) -> dict[str, Tensor]:
+        """Weights of S latents, ``{name: (S, *shape)}``."""
         own, rest = self._split(latents)
         means = self._means([one for one, _ in self._multipliers(rest)])
         return self.of_vector(torch.addcmul(means, self.log_std.exp(), own))

@@ -291,3 +291,25 @@ def test_a_checkpoint_that_asks_for_more_than_it_holds_is_refused(tmp_path, opti
     torch.save(content, tmp_path / "at.ckpt")
     with pytest.raises(ValueError, match="asks for more than|takes its noise"):
         Hypernet.from_checkpoint(tmp_path / "at.ckpt", Regression().model)
+
+
+@pytest.mark.parametrize("distribution", ["mean_field", "low_rank", "full", "flow", "filter_norms", "mnf"])
+def test_autocast_changes_neither_weights_nor_their_divergence(distribution):
+    torch.manual_seed(0)
+    net = Hypernet(nn.Linear(3, 2), distribution=distribution, samples=4, execution="loop").eval()
+    latents = net.draw(4)
+    loss = KL(examples=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net.populate(latents)
+        value = loss(rough)
+    exact = net.populate(latents)
+    for name, weights in exact.weights.items():
+        assert torch.equal(weights, rough.weights[name])
+    torch.testing.assert_close(value, loss(exact))
+
+
+def test_half_precision_is_refused():
+    net = Hypernet(nn.Linear(3, 2), distribution="mean_field", samples=4, execution="loop").bfloat16()
+    population = net.sample(3)
+    with pytest.raises(ValueError, match="a density needs single precision"):
+        KL(examples=3)(population)

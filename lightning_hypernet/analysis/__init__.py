@@ -7,6 +7,7 @@ from lightning_hypernet.analysis.averaging import Averaging, averaging
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.images import FilterImages, filter_images
+from lightning_hypernet.analysis.latent_information import LatentInformation, latent_information
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
 from lightning_hypernet.analysis.scatter import Scatter, scatter
@@ -17,6 +18,7 @@ __all__ = [
     "Detection",
     "Evidence",
     "FilterImages",
+    "LatentInformation",
     "Paths",
     "Scatter",
     "accuracies",
@@ -25,6 +27,7 @@ __all__ = [
     "evidence",
     "fgsm",
     "filter_images",
+    "latent_information",
     "ood",
     "paths",
     "pgd",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lightning_hypernet.analysis.adversarial import Adversarial, adversarial, fgsm, pgd, targeted_sign
 from lightning_hypernet.analysis.averaging import Averaging, averaging
+from lightning_hypernet.analysis.dependence import LayerDependence, layer_dependence
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.images import FilterImages, filter_images
+from lightning_hypernet.analysis.information_gap import InformationGap, mutual_information_gap
 from lightning_hypernet.analysis.latent_information import LatentInformation, latent_information
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
@@ -18,7 +20,9 @@ __all__ = [
     "Detection",
     "Evidence",
     "FilterImages",
+    "InformationGap",
     "LatentInformation",
+    "LayerDependence",
     "Paths",
     "Scatter",
     "accuracies",
@@ -28,6 +32,8 @@ __all__ = [
     "fgsm",
     "filter_images",
     "latent_information",
+    "layer_dependence",
+    "mutual_information_gap",
     "ood",
     "paths",
     "pgd",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_hypernet.analysis.neighbours import finite
 from lightning_hypernet.analysis.readers import Reader, fit_reader
 from lightning_hypernet.generator import NormalPrior, Prior, UniformPrior
 from lightning_hypernet.hypernet import Hypernet
@@ -46,8 +47,7 @@ class LatentInformation:
     name: str
 
     def __str__(self) -> str:
-        most = "no maximum" if math.isinf(self.maximum) else f"at most {self.maximum:.3f}"
-        told = f"{self.name}: {self.bound:.3f} nats or more (standard error {self.error:.3f}), {most}"
+        told = f"{self.name}: {self.bound:.3f} nats or more (standard error {self.error:.3f}), {finite(self.maximum)}"
         if self.contrastive is None:
             return told
         return f"{told}; contrastive {self.contrastive:.3f} or more, at most {self.contrastive_maximum:.3f}"

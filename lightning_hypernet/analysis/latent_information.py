@@ -88,7 +88,8 @@ def latent_information(
     r"""Bound the mutual information of z and the network, for a frozen generator: a small network q recovers z.
 
     .. math:: I(z; \theta) \geq \mathbb{E} \log q(z \mid \theta) + H(z), \qquad
-        I(z; \theta) \geq \mathbb{E} \log \frac{q(z_i \mid \theta_i)}{\frac1M \sum_j q(z_j \mid \theta_i)} \leq \log M
+        I(z; \theta) \geq \mathbb{E} \log \frac{f_{ii}}{\frac1M \sum_j f_{ij}} \leq \log M,
+        \quad f_{ij} = \frac{q(z_j \mid \theta_i)}{p(z_j)}
 
     q is fitted to some networks, stopped by others, and read on M more; the generator is left as it is. A continuous z is
     recovered as a Gaussian of independent numbers, given the component where there are several; a component as a category,
@@ -162,7 +163,7 @@ def latent_information(
     densities = reader.log_densities(z[networks:], seen)
     entropy = _entropy(hypernet.prior)
     values = densities.sum(1) - log_prior[networks:] if entropy is None else (densities + entropy).sum(1)
-    contrastive, cap = _contrastive(reader, z[networks:], seen, component[networks:])
+    contrastive, cap = _contrastive(reader, z[networks:], seen, log_prior[networks:], component[networks:])
     return LatentInformation(
         *_mean(values),
         _capacity(features, component, noise) if noise else math.inf,
@@ -231,12 +232,12 @@ def _capacity(features: Tensor, component: Tensor, noise: float) -> float:
     return float(0.5 * torch.log1p(variances / noise**2).sum())
 
 
-def _contrastive(reader: Reader, z: Tensor, seen: Tensor, component: Tensor) -> tuple[float, float]:
+def _contrastive(reader: Reader, z: Tensor, seen: Tensor, log_prior: Tensor, component: Tensor) -> tuple[float, float]:
     """The bound by telling z from those of networks of the same component, and its maximum, in nats."""
     values, most = [], []
     for one in component.unique():
-        own, guesses = z[component == one], seen[component == one]
-        table = torch.stack([reader.log_densities(own, guess).sum(1) for guess in guesses])
+        own, guesses, prior = (value[component == one] for value in (z, seen, log_prior))
+        table = torch.stack([reader.log_densities(own, guess).sum(1) - prior for guess in guesses])
         values.append(table.diagonal() - table.logsumexp(1) + math.log(len(own)))
         most.append(torch.full((len(own),), math.log(len(own)), dtype=torch.float64))
     return float(torch.cat(values).mean()), float(torch.cat(most).mean())

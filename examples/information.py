@@ -6,6 +6,7 @@ on one core.
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -142,7 +143,6 @@ def main() -> None:
         )
         print(f"{name}_disagreement_percent: {disagreement(hypernet, tests, truth):.4f}")
         told.append((name, found))
-    marks = [one.maximum if one.maximum != float("inf") else None for one in told[0][1].values()]
     for shift, (name, found) in zip((-0.2, 0.2), told, strict=True):
         values = [one.bound for one in found.values()]
         axes[0, 0].bar([place + shift for place in range(3)], values, 0.38, label=name)
@@ -151,7 +151,7 @@ def main() -> None:
                 axes[0, 0].hlines(one.maximum, place + shift - 0.19, place + shift + 0.19, color="black", linewidth=2)
             else:
                 axes[0, 0].annotate("no\nmaximum", (place + shift, one.bound), ha="center", va="bottom", fontsize=8)
-    axes[0, 0].set_xticks(range(len(marks)), [what.replace("_from_", "\nfrom ") for what in told[0][1]])
+    axes[0, 0].set_xticks(range(3), [what.replace("_from_", "\nfrom ") for what in told[0][1]])
     axes[0, 0].set(ylabel="nats, at least (black: maximum)", title="what networks tell of their latents")
     axes[0, 0].margins(y=0.15)
     axes[0, 0].legend()
@@ -166,14 +166,19 @@ def main() -> None:
     gap.plot(axes[0, 1])
 
     independent = trained(images, labels, args.steps, args.seed, distribution="mean_field")
-    for name, hypernet, ax in (("generator", diverse, axes[1, 0]), ("mean_field", independent, axes[1, 1])):
-        graph = layer_dependence(hypernet, 2 * args.networks, seed=args.seed)
+    graphs = [("generator", diverse, False), ("mean_field", independent, False)]
+    if importlib.util.find_spec("ennemi"):
+        graphs.append(("generator_given_the_third", diverse, True))
+    for (name, hypernet, conditional), ax in zip(graphs, axes[1], strict=False):
+        graph = layer_dependence(hypernet, 2 * args.networks, conditional=conditional, seed=args.seed)
         upper = graph.matrix[torch.triu_indices(3, 3, 1).unbind()]
         shown(f"{name}_most_shared_by_layers", float(upper.max()), graph.maximum)
         shown(f"{name}_least_shared_by_layers", float(upper.min()), graph.maximum)
         print(f"{name}_chance: {graph.chance:.4f}\n{name}_edges: {len(graph.edges)}")
         graph.plot(ax)
-        ax.set_title(f"{name}: {ax.get_title()}", fontsize=9)
+        ax.set_title(f"{name.replace('_', ' ')}: {ax.get_title()}", fontsize=9)
+    for ax in axes[1, len(graphs) :]:
+        ax.axis("off")
 
     bits = images[:TRAIN].round()
     rates = {beta: codes(bits, 4 * args.steps, args.seed, beta) for beta in (1.0, 6.0)}
@@ -190,7 +195,6 @@ def main() -> None:
     axes[0, 2].set_xticks(range(3), [name.replace("_", "\n") for name in parts])
     axes[0, 2].set(ylabel="nats (black: maximum)", title="the rate of an autoencoder's codes")
     axes[0, 2].legend()
-    axes[1, 2].axis("off")
     fig.savefig(args.out, dpi=100)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from lightning_hypernet.analysis.adversarial import Adversarial, adversarial, fgsm, pgd, targeted_sign
 from lightning_hypernet.analysis.averaging import Averaging, averaging
+from lightning_hypernet.analysis.dependence import LayerDependence, layer_dependence
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.images import FilterImages, filter_images
+from lightning_hypernet.analysis.information_gap import InformationGap, mutual_information_gap
+from lightning_hypernet.analysis.latent_information import LatentInformation, latent_information
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
 from lightning_hypernet.analysis.reweighting import Reweighting, reweight
@@ -18,6 +21,9 @@ __all__ = [
     "Detection",
     "Evidence",
     "FilterImages",
+    "InformationGap",
+    "LatentInformation",
+    "LayerDependence",
     "Paths",
     "Reweighting",
     "Scatter",
@@ -27,6 +33,9 @@ __all__ = [
     "evidence",
     "fgsm",
     "filter_images",
+    "latent_information",
+    "layer_dependence",
+    "mutual_information_gap",
     "ood",
     "paths",
     "pgd",

@@ -3,8 +3,6 @@
 It returns a function from images ``(batch, 64)`` to the ten networks' logits ``(10, batch, 10)``.
 """
 
-import importlib.util
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import HypernetCallback
+from linearised import Linearised
 from noisy import NaturalGradient
 from noisy_adam import NoisyAdam
 from noisy_kfac import NoisyKFAC
@@ -31,14 +30,16 @@ def network(dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 10))
 
 
+def order(count: int, steps: int) -> list[Tensor]:
+    """The numbers of the images of so many batches, each image once before any comes again."""
+    size = min(BATCH, count)
+    rounds = [torch.randperm(count)[: count // size * size].split(size) for _ in range(1 + steps // (count // size))]
+    return [chosen for one in rounds for chosen in one][:steps]
+
+
 def batches(images: Tensor, labels: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many batches, each image once before any comes again."""
-    size, order = min(BATCH, len(labels)), torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.randperm(len(labels))
-        chosen, order = order[:size], order[size:]
-        yield images[chosen], labels[chosen]
+    """So many batches."""
+    return ((images[chosen], labels[chosen]) for chosen in order(len(labels), steps))
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -69,12 +70,12 @@ def several(draw: Callable[[], Any], module: nn.Module) -> Members:
 def ten_networks(images: Tensor, labels: Tensor, steps: int, lr: float = 1e-2) -> Members:
     """Independent networks by Adam, each with images of its own: ten times the training."""
     modules = [network() for _ in range(MEMBERS)]
-    weights, buffers = stack_module_state(modules)
+    weights, _ = stack_module_state(modules)
     run = vmap(lambda one, x: functional_call(modules[0], one, (x,)), randomness="different")
     optimizer = torch.optim.Adam(weights.values(), lr)
     scheduler = cosine(optimizer, steps)
-    for several in zip(*[batches(images, labels, steps) for _ in modules], strict=True):
-        x, y = (torch.stack(part) for part in zip(*several, strict=True))
+    for pairs in zip(*[batches(images, labels, steps) for _ in modules], strict=True):
+        x, y = (torch.stack(part) for part in zip(*pairs, strict=True))
         optimizer.zero_grad()
         (MEMBERS * F.cross_entropy(run(weights, x).flatten(0, 1), y.flatten())).backward()
         optimizer.step()
@@ -133,6 +134,13 @@ def dropout(images: Tensor, labels: Tensor, steps: int, rate: float = 0.2) -> Me
     return lambda images: torch.stack([module.train()(images) for _ in range(MEMBERS)])
 
 
+def laplace(images: Tensor, labels: Tensor, steps: int) -> Members:
+    """Laplace around one network, made linear in its weights; where laplace-torch is installed."""
+    module = network()
+    fit(module, images, labels, steps)
+    return Linearised(module, images, labels, MEMBERS)
+
+
 class Classifier(pl.LightningModule):
     """An ordinary LightningModule, trained as `fit` does."""
 
@@ -159,7 +167,7 @@ def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 1e-2, **options
             max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        loader = DataLoader(TensorDataset(images, labels), min(BATCH, len(labels)), shuffle=True, drop_last=True)
+        loader = DataLoader(TensorDataset(images, labels), batch_size=None, sampler=order(len(labels), steps))  # type: ignore[arg-type]
         trainer.fit(Classifier(steps, lr), loader)
     return callback.hypernet.eval().ensemble(MEMBERS).members
 
@@ -171,5 +179,5 @@ def ours_deep(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Mem
 
 KINDS: dict[str, Callable[..., Members]] = {
     "ten_networks": ten_networks, "noisy_adam": noisy_adam, "noisy_kfac": noisy_kfac, "swag": swag,
-    "dropout": dropout, "ours": ours, "ours_deep_ensemble": ours_deep,
+    "laplace": laplace, "dropout": dropout, "ours": ours, "ours_deep_ensemble": ours_deep,
 }  # fmt: skip

@@ -30,9 +30,9 @@ def network(dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 10))
 
 
-def order(count: int, steps: int) -> list[Tensor]:
+def order(count: int, steps: int, batch: int = BATCH) -> list[Tensor]:
     """The numbers of the images of so many batches, each image once before any comes again."""
-    size = min(BATCH, count)
+    size = min(batch, count)
     rounds = [torch.randperm(count)[: count // size * size].split(size) for _ in range(1 + steps // (count // size))]
     return [chosen for one in rounds for chosen in one][:steps]
 
@@ -101,14 +101,14 @@ def noisy(optimizer: NaturalGradient, module: nn.Module, images: Tensor, labels:
 def noisy_adam(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
     """Noisy Adam: independent weights."""
     module = network()
-    given = {"lr": 1e-2, "kl": 0.1, "variance": 0.1, "damping": 1e-2, "betas": (0.9, 0.999)} | options
+    given = {"lr": 3e-2, "kl": 0.01, "variance": 0.1, "damping": 1e-2, "betas": (0.9, 0.999)} | options
     return noisy(NoisyAdam(module.parameters(), examples=len(labels), **given), module, images, labels, steps)
 
 
 def noisy_kfac(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
     """Noisy K-FAC: a Kronecker product in each layer."""
     module = network()
-    given = {"lr": 1e-2, "kl": 0.1, "variance": 0.1, "damping": 1e-2, "betas": (0.9, 0.99)} | options
+    given = {"lr": 1e-2, "kl": 0.03, "variance": 0.1, "damping": 1e-2, "betas": (0.9, 0.99)} | options
     return noisy(NoisyKFAC(module, examples=len(labels), **given), module, images, labels, steps)
 
 
@@ -127,18 +127,18 @@ def swag(images: Tensor, labels: Tensor, steps: int, lr: float = 0.1, share: flo
     return several(collected.draw, module)
 
 
-def dropout(images: Tensor, labels: Tensor, steps: int, rate: float = 0.2) -> Members:
+def dropout(images: Tensor, labels: Tensor, steps: int, rate: float = 0.05) -> Members:
     """MC-dropout: ten passes with dropout left on, each with masks of its own for every image."""
     module = network(rate)
     fit(module, images, labels, steps)
     return lambda images: torch.stack([module.train()(images) for _ in range(MEMBERS)])
 
 
-def laplace(images: Tensor, labels: Tensor, steps: int) -> Members:
+def laplace(images: Tensor, labels: Tensor, steps: int, temperature: float = 1.0) -> Members:
     """Laplace around one network, made linear in its weights; where laplace-torch is installed."""
     module = network()
     fit(module, images, labels, steps)
-    return Linearised(module, images, labels, MEMBERS)
+    return Linearised(module, images, labels, MEMBERS, temperature)
 
 
 class Classifier(pl.LightningModule):
@@ -158,7 +158,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine(optimizer, self.steps), "interval": "step"}}
 
 
-def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 1e-2, **options: Any) -> Members:
+def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, batch: int = BATCH, **options: Any) -> Members:
     """The hypernetwork: the callback as it is, on the module that has one network otherwise."""
     callback = HypernetCallback("model", **options)
     with warnings.catch_warnings():
@@ -167,7 +167,7 @@ def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 1e-2, **options
             max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        loader = DataLoader(TensorDataset(images, labels), batch_size=None, sampler=order(len(labels), steps))  # type: ignore[arg-type]
+        loader = DataLoader(TensorDataset(images, labels), batch_size=None, sampler=order(len(labels), steps, batch))  # type: ignore[arg-type]
         trainer.fit(Classifier(steps, lr), loader)
     return callback.hypernet.eval().ensemble(MEMBERS).members
 

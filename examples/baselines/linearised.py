@@ -27,6 +27,7 @@ class Linearised:
         module: A trained classifier.
         images, labels: What it was trained on.
         members: How many are drawn.
+        temperature: What the covariance is multiplied by.
 
     Raises:
         ModuleNotFoundError: If laplace-torch is not installed.
@@ -38,14 +39,14 @@ class Linearised:
         | https://arxiv.org/abs/2008.08400
     """
 
-    def __init__(self, module: nn.Module, images: Tensor, labels: Tensor, members: int) -> None:
+    def __init__(self, module: nn.Module, images: Tensor, labels: Tensor, members: int, temperature: float = 1.0) -> None:
         if not installed():
             raise ModuleNotFoundError(MISSING)
         from laplace import Laplace
 
         self.module = module.eval()
         self.mean = {name: one.detach().clone() for name, one in module.named_parameters()}
-        posterior = Laplace(module, "classification", subset_of_weights="all", hessian_structure="kron")
+        posterior = Laplace(module, "classification", subset_of_weights="all", hessian_structure="kron", temperature=temperature)
         posterior.fit(DataLoader(TensorDataset(images, labels), 100))
         posterior.optimize_prior_precision(method="marglik")
         draws = posterior.sample(members).detach() - posterior.mean.detach()

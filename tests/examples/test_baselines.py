@@ -54,9 +54,9 @@ def test_noisy_adam_finds_the_best_gaussian_of_independent_weights():
     """Of a Gaussian posterior that is the exact mean, with the diagonal of the exact precision."""
     _, layer, losses, sampled, precision, mean = regression()
     optimizer = NoisyAdam(layer.parameters(), 0.1, examples=60, variance=PRIOR, betas=(0.0, 0.997))
-    descend(optimizer, losses, sampled, 1000, scale=6.0)
+    descend(optimizer, losses, sampled, 1000, scale=12.0)
     deviation = precision.diagonal().rsqrt()
-    assert ((layer.weight - mean).abs() < 0.15 * deviation).all()
+    assert ((layer.weight - mean).abs() < 0.3 * deviation).all()
     torch.testing.assert_close(optimizer.precisions()[0], precision.diagonal()[None], rtol=0.2, atol=0)
     assert (precision.diagonal() > 1.5 / torch.linalg.inv(precision).diagonal()).all(), "weights depend on each other"
 

@@ -22,6 +22,8 @@ from noisy_kfac import NoisyKFAC
 from swag import SWAG
 
 MEMBERS, BATCH = 10, 100
+WHOLE = 400
+"""Images of a step of the hypernetwork, which deals them out to its networks."""
 Members = Callable[[Tensor], Tensor]
 
 
@@ -134,8 +136,8 @@ def dropout(images: Tensor, labels: Tensor, steps: int, rate: float = 0.05) -> M
     return lambda images: torch.stack([module.train()(images) for _ in range(MEMBERS)])
 
 
-def laplace(images: Tensor, labels: Tensor, steps: int, temperature: float = 1.0) -> Members:
-    """Laplace around one network, made linear in its weights; where laplace-torch is installed."""
+def laplace(images: Tensor, labels: Tensor, steps: int, temperature: float = 0.03) -> Members:
+    """Laplace around one network, colder than the exact one; where laplace-torch is installed."""
     module = network()
     fit(module, images, labels, steps)
     return Linearised(module, images, labels, MEMBERS, temperature)
@@ -158,7 +160,7 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine(optimizer, self.steps), "interval": "step"}}
 
 
-def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, batch: int = BATCH, **options: Any) -> Members:
+def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, **options: Any) -> Members:
     """The hypernetwork: the callback as it is, on the module that has one network otherwise."""
     callback = HypernetCallback("model", **options)
     with warnings.catch_warnings():
@@ -167,17 +169,19 @@ def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, batch: in
             max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        loader = DataLoader(TensorDataset(images, labels), batch_size=None, sampler=order(len(labels), steps, batch))  # type: ignore[arg-type]
+        loader = DataLoader(TensorDataset(images, labels), batch_size=None, sampler=order(len(labels), steps, WHOLE))  # type: ignore[arg-type]
         trainer.fit(Classifier(steps, lr), loader)
     return callback.hypernet.eval().ensemble(MEMBERS).members
 
 
-def ours_deep(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
+def ours_deep_ensemble(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
     """The hypernetwork with ten components, which the package has as a preset."""
     return ours(images, labels, steps, preset="deep_ensemble", **options)
 
 
 KINDS: dict[str, Callable[..., Members]] = {
     "ten_networks": ten_networks, "noisy_adam": noisy_adam, "noisy_kfac": noisy_kfac, "swag": swag,
-    "laplace": laplace, "dropout": dropout, "ours": ours, "ours_deep_ensemble": ours_deep,
+    "laplace": laplace, "dropout": dropout, "ours": ours, "ours_deep_ensemble": ours_deep_ensemble,
 }  # fmt: skip
+A_STEP = dict.fromkeys(KINDS, BATCH) | {"ten_networks": MEMBERS * BATCH, "ours": WHOLE, "ours_deep_ensemble": WHOLE}
+"""Images that a step of each kind sees."""

@@ -46,7 +46,9 @@ class Linearised:
 
         self.module = module.eval()
         self.mean = {name: one.detach().clone() for name, one in module.named_parameters()}
-        posterior = Laplace(module, "classification", subset_of_weights="all", hessian_structure="kron", temperature=temperature)
+        posterior = Laplace(
+            module, "classification", subset_of_weights="all", hessian_structure="kron", temperature=temperature
+        )
         posterior.fit(DataLoader(TensorDataset(images, labels), 100))
         posterior.optimize_prior_precision(method="marglik")
         draws = posterior.sample(members).detach() - posterior.mean.detach()

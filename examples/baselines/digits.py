@@ -1,7 +1,7 @@
 """Baselines in the harness: ways to ten networks of one classifier, by the package's metrics, on scikit-learn's digits.
 
-400 images to train on and 1,397 to test on, an MLP 64-16-10, as many steps for every kind: of 100 images, for each of ten networks
-100, and for the hypernetwork, which deals them out to its networks, all 400.
+400 images to train on and 1,397 to test on, an MLP 64-16-10, as many steps for every kind: of 100 images, for ten networks 100
+each, and for the hypernetwork, which deals them out to its networks, all 400. About two minutes on one core.
 """
 
 import argparse

@@ -52,7 +52,6 @@ class Linearised:
         posterior.fit(DataLoader(TensorDataset(images, labels), 100))
         posterior.optimize_prior_precision(method="marglik")
         draws = posterior.sample(members).detach() - posterior.mean.detach()
-        self.prior_precision = float(posterior.prior_precision)
         sizes = [one.numel() for one in self.mean.values()]
         self.moves = [
             {name: part.view_as(one) for (name, one), part in zip(self.mean.items(), draw.split(sizes), strict=True)}

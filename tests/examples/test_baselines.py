@@ -1,8 +1,13 @@
 """The baselines of examples/baselines against exact answers and slow references."""
 
+import importlib.machinery
+import importlib.util
 import itertools
 import math
+import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +17,14 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "baselines"))
+from ensembles import order
+from linearised import Linearised
 from noisy_adam import NoisyAdam
 from noisy_kfac import NoisyKFAC
 from swag import SWAG
 from unfolding import inputs_of, matrix_of, outputs_of
 
+ROOT = Path(__file__).parents[2]
 NOISE, PRIOR = 0.3, 0.5
 
 
@@ -261,3 +269,59 @@ def test_swag_needs_two_networks_and_a_rank_of_two():
         swag.draw()
     with pytest.raises(ValueError, match="rank must be 2 or more, since it is divided by one less, not 1"):
         SWAG(nn.Linear(2, 2), 1)
+
+
+def test_linearised_members_of_a_linear_network_are_its_draws(monkeypatch):
+    """With a stand-in for laplace-torch whose draws are known."""
+    layer, images = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    mean = nn.utils.parameters_to_vector(layer.parameters()).detach()
+    draws = torch.randn(5, 8, dtype=torch.float64)
+    posterior = types.SimpleNamespace(
+        fit=lambda loader: None, optimize_prior_precision=lambda method: None, mean=mean, sample=lambda count: draws[:count]
+    )
+    package = types.ModuleType("laplace")
+    package.__spec__ = importlib.machinery.ModuleSpec("laplace", None)
+    package.Laplace = lambda *args, **options: posterior
+    monkeypatch.setitem(sys.modules, "laplace", package)
+    members = Linearised(layer, images, torch.zeros(4, dtype=torch.long), 5)
+    expected = [images @ draw[:6].view(2, 3).T + draw[6:] for draw in draws]
+    torch.testing.assert_close(members(images), torch.stack(expected))
+
+
+def test_without_laplace_torch_a_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="laplace-torch is not installed: pip install laplace-torch"):
+        Linearised(nn.Linear(3, 2), torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), 5)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(250, 7), (30, 3)])
+def test_each_image_comes_once_before_any_comes_again(count, steps):
+    chosen = order(count, steps)
+    size = min(count, 100)
+    assert [len(one) for one in chosen] == [size] * steps
+    for start in range(0, steps, count // size):
+        some = torch.cat(chosen[start : start + count // size])
+        assert len(some.unique()) == len(some)
+
+
+def run(script, *arguments, folder):
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / "baselines" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(": ") for line in done.stdout.splitlines() if line.count(": ") == 1)
+
+
+@pytest.mark.slow
+def test_every_kind_runs(tmp_path):
+    figures = run("digits.py", "--steps", "4", "--seeds", "1", folder=tmp_path)
+    kinds = ("ten_networks", "noisy_adam", "noisy_kfac", "swag", "dropout", "ours", "ours_deep_ensemble")
+    assert {f"{kind}_ensemble_accuracy" for kind in kinds} <= set(figures)
+    assert all(0 <= float(value) <= 1 for name, value in figures.items() if name.endswith(("accuracy", "disagreement")))
+
+
+@pytest.mark.slow
+def test_active_learning_runs(tmp_path):
+    figures = run("active_learning.py", "--kinds", "noisy_kfac", "--steps", "2", folder=tmp_path)
+    assert figures["noisy_kfac_information_start"] == figures["noisy_kfac_chance_start"]
+    assert (tmp_path / "active_learning.png").exists()

@@ -1,5 +1,6 @@
 """Noisy K-FAC: a Gaussian whose covariance is a Kronecker product in each layer, for linear layers and convolutions."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -58,10 +59,10 @@ class NoisyKFAC(NaturalGradient):
             seen.append((layer, inputs_of(layer, inputs[0].detach()), output))
             return output.clone()  # which what follows may change in place
 
-        handles = [layer.register_forward_hook(keep) for layer in self.layers]
-        slopes = torch.autograd.grad(losses().sum(), [output for *_, output in seen])
-        for handle in handles:
-            handle.remove()
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_hook(keep))
+            slopes = torch.autograd.grad(losses().sum(), [output for *_, output in seen])
         for at, layer in enumerate(self.layers):
             met = [(outputs_of(one, slope), a) for (one, a, _), slope in zip(seen, slopes, strict=True) if one is layer]
             g, a = (torch.cat(part, 1) for part in zip(*met, strict=True))

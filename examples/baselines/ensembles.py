@@ -174,6 +174,11 @@ def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, **options
     return callback.hypernet.eval().ensemble(MEMBERS).members
 
 
+def ours_one_family(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
+    """The hypernetwork with a loss that keeps its networks apart, which the package has as a preset."""
+    return ours(images, labels, steps, preset="one_family", **options)
+
+
 def ours_deep_ensemble(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
     """The hypernetwork with ten components, which the package has as a preset."""
     return ours(images, labels, steps, preset="deep_ensemble", **options)
@@ -181,7 +186,8 @@ def ours_deep_ensemble(images: Tensor, labels: Tensor, steps: int, **options: An
 
 KINDS: dict[str, Callable[..., Members]] = {
     "ten_networks": ten_networks, "noisy_adam": noisy_adam, "noisy_kfac": noisy_kfac, "swag": swag,
-    "laplace": laplace, "dropout": dropout, "ours": ours, "ours_deep_ensemble": ours_deep_ensemble,
+    "laplace": laplace, "dropout": dropout,
+    "ours": ours, "ours_one_family": ours_one_family, "ours_deep_ensemble": ours_deep_ensemble,
 }  # fmt: skip
-A_STEP = dict.fromkeys(KINDS, BATCH) | {"ten_networks": MEMBERS * BATCH, "ours": WHOLE, "ours_deep_ensemble": WHOLE}
+A_STEP = {kind: WHOLE if kind.startswith("ours") else BATCH for kind in KINDS} | {"ten_networks": MEMBERS * BATCH}
 """Images that a step of each kind sees."""

@@ -98,6 +98,9 @@ def main() -> None:
             print(f"{kind}_{way}_start: {runs[:, 0].mean():.4f}")
             print(f"{kind}_{way}_end: {runs[:, -1].mean():.4f}")
             print(f"{kind}_{way}_mean: {runs.mean():.4f}")
+        gained = found["information"][:, -1] - found["chance"][:, -1]
+        print(f"{kind}_gain_at_end: {gained.mean():.4f}")
+        print(f"{kind}_seeds_with_a_gain: {int((gained > 0).sum())}")
 
 
 if __name__ == "__main__":

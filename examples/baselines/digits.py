@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("all", *KINDS), default="all")
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=800, help="of every training; 32 or more, for SWAG")
     args = parser.parse_args()
     quiet()
     kinds = [args.kind] if args.kind != "all" else list(KINDS)

@@ -314,7 +314,7 @@ def run(script, *arguments, folder):
 
 @pytest.mark.slow
 def test_every_kind_runs(tmp_path):
-    figures = run("digits.py", "--steps", "4", "--seeds", "1", folder=tmp_path)
+    figures = run("digits.py", "--steps", "40", "--seeds", "1", folder=tmp_path)
     kinds = [kind for kind in KINDS if kind != "laplace" or installed()]
     assert {f"{kind}_ensemble_accuracy" for kind in kinds} <= set(figures)
     assert all(0 <= float(value) <= 1 for name, value in figures.items() if name.endswith(("accuracy", "disagreement")))

@@ -12,9 +12,9 @@ import warnings
 
 import pytorch_lightning as pl
 import torch
-from digits import BATCH, Classifier, load, score
 from torch.utils.data import DataLoader, TensorDataset
 
+from digits import BATCH, Classifier, load, score
 from lightning_hypernet import HypernetCallback
 
 

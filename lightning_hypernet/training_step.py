@@ -180,8 +180,9 @@ def dealt_step(
                 result = step(part, *args[1:], **kwargs) if name is None else step(**{**kwargs, name: part})
             if hypernet.population is not None and hypernet.population.targets is None:
                 hypernet.population.targets = targets_of(part)
-            losses.append(result.get("loss") if isinstance(result, Mapping) else result)
-            if passes is not None:
+            if passes is None:
+                losses.append(result.get("loss") if isinstance(result, Mapping) else result)
+            else:
                 result = passes.take(index, result, share)
             if result is not None:
                 results.append(result)
@@ -189,7 +190,7 @@ def dealt_step(
     if not results:
         return None
     scalars = [one.reshape(()) for one in losses if isinstance(one, Tensor) and one.numel() == 1]
-    if hypernet.population is not None and passes is None and len(scalars) == len(hypernet.population):
+    if hypernet.population is not None and len(scalars) == len(hypernet.population):
         hypernet.population.losses = torch.stack(scalars)
     mean: Any = None
     if all(isinstance(one, Mapping) for one in results):

@@ -276,7 +276,7 @@ TARGET = [
     row("frozen", lambda: Hypernet(nn.Linear(4, 3).requires_grad_(False)), "Linear", "requires_grad"),
 ]  # fmt: skip
 COUNTS = [
-    *each("latent_dim", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
+    *each("latent_dim", net, (-1, 0, 1.5, NAN, INF, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("components", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("samples", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("members", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),

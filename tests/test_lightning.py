@@ -244,7 +244,7 @@ def test_losses_that_are_not_finite():
         {"samples": 0}, {"samples": "eight"}, {"samples": 2.5}, {"members": -1}, {"latent_dim": 0}, {"components": True},
         {"context_dim": -1}, {"reduce": "average"}, {"prior": "gaussian"}, {"prior": {"name": "uniform", "low": 1}},
         {"generator": "small"}, {"generator": {"hiden": 3}}, {"generator": {"extractor": "cnn"}}, {"gauge": "norm"},
-        {"execution": "jit"}, {"distribution": "flow"}, {"deal": "data"}, {"validation": "all"}, {"batch_dim": -1},
+        {"execution": "jit"}, {"distribution": "flows"}, {"deal": "data"}, {"validation": "all"}, {"batch_dim": -1},
         {"batch_dim": "first"}, {"diversity": "entropie"}, {"preset": "best"}, {"member": 3}, {"latent_dim": 8, "prior": 3},
     ],
 )  # fmt: skip

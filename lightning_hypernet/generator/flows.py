@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
 
 from lightning_hypernet.generator.distribution import Setting
 from lightning_hypernet.generator.explicit import ExplicitDistribution, log_normal, refuse_half
@@ -39,11 +40,7 @@ class Flow(nn.Module):
 
     def __init__(self, size: int, flow: str = "RealNVP", transforms: int = 3, hidden: Sequence[int] = (64,)) -> None:
         super().__init__()
-        if importlib.util.find_spec("zuko") is None:
-            raise ValueError("flows are zuko's: pip install 'lightning_hypernet[flows]'")
-        from zuko import flows
-
-        make = getattr(flows, choice("flow", flow, _FLOWS))
+        make = getattr(_flows(), choice("flow", flow, _FLOWS))
         widths = wholes("the flow's hidden", hidden)
         count = whole("the flow's transforms", transforms)
         self.inner: Any = make(size, transforms=count, hidden_features=widths) if size > 1 else None
@@ -287,6 +284,17 @@ class MultiplicativeFlows(ExplicitDistribution):
             standard = (one - 1 - where) / log_scale.exp()
             total = total + flow.log_prob(standard) - log_scale.sum(1)
         return total
+
+
+def _flows() -> Any:
+    """The flows of zuko, whose import leaves distributions of torch as they were: it stops them from checking arguments."""
+    if importlib.util.find_spec("zuko") is None:
+        raise ValueError("flows are zuko's: pip install 'lightning_hypernet[flows]'")
+    checks = __debug__ and Normal(0.0, 1.0)._validate_args
+    from zuko import flows
+
+    Distribution.set_default_validate_args(checks)
+    return flows
 
 
 def _has_norms(bank: FilterBank) -> bool:

@@ -1,6 +1,8 @@
 """Weight distributions whose density is known: against torch.distributions, and by change of variables."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -233,3 +235,14 @@ def test_flows_without_zuko_name_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "zuko" else find(name, *rest))
     with pytest.raises(ValueError, match=r"pip install 'lightning_hypernet\[flows\]'"):
         Hypernet(target(), distribution="flow")
+
+
+def test_flows_leave_the_distributions_of_torch_as_they_were():
+    """The import of zuko alone stops them from checking their arguments."""
+    code = (
+        "import torch; from torch import nn; from lightning_hypernet import Hypernet\n"
+        "Hypernet(nn.Linear(3, 2), distribution='flow')\n"
+        "torch.distributions.Normal(0.0, -1.0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Expected parameter scale" in ended.stderr

@@ -311,7 +311,7 @@ def test_a_targets_own_methods_of_such_names_run():
         def forward(self, x):
             return self.queue(x)
 
-    hypernet = Hypernet(Outer(), samples=2).train()
+    hypernet = Hypernet(Outer(), samples=2, execution="loop").train()
     x = torch.randn(4, 3)
     with hypernet.step():
         assert torch.equal(hypernet.queue.append(x), hypernet(x))

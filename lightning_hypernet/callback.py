@@ -151,8 +151,8 @@ class HypernetCallback(BaseCallback):
         choice("validation", validation, ("ensemble", "members"))
         self.deal, self.validation, self.backward = check_deal(deal), validation, backward
         self.copies = None if copies is None else texts("copies", copies, "path")
-        drawing = {"context": context, "conditions": conditions, "backward": backward != "one_pass"}
-        self.support = check_tasks(hypernet_options.get("encoder"), support, deal, drawing)
+        others = {"context": context, "conditions": conditions, "backward": backward != "one_pass"}
+        self.support = check_tasks(hypernet_options.get("encoder"), support, deal, others)
         found, asked = plugins_with(self.plugins), self._asked()  # a mistake is told here, not when training starts
         check_backward(backward, deal != "inputs", asked)
         check_options_of_hypernet(hypernet_options, found)
@@ -191,10 +191,8 @@ class HypernetCallback(BaseCallback):
         if stage == "fit":
             go_around(self._around, pl_module, "training_step")
         encodes = self.hypernet_options.get("encoder") is not None
-        if (self.validation == "members" or encodes) and stage in ("fit", "validate"):
-            go_around(self._validated, pl_module, "validation_step")
-        if encodes and stage == "test":
-            go_around(self._validated, pl_module, "test_step")
+        if encodes or (self.validation == "members" and stage in ("fit", "validate")):
+            go_around(self._validated, pl_module, "test_step" if stage == "test" else "validation_step")
 
     def _place(self, pl_module: pl.LightningModule) -> None:
         found = pl_module.get_submodule(self.target)

@@ -68,7 +68,7 @@ def rates(betas: tuple[float, float], steps: int, seed: int) -> tuple[Tensor, fl
     trainer.fit(module, DataLoader(functions(512, seed), 16, shuffle=True))
     hypernet, fresh = callback.hypernet.eval(), functions(200, seed + 1000)
     with torch.no_grad():
-        encoded = hypernet.encode(*zip(*fresh.tensors, strict=True))
+        encoded = hypernet.encode_tasks(*zip(*fresh.tensors, strict=True))
         networks = hypernet.materialize(hypernet.decode(encoded.latents))
         errors = [F.mse_loss(network(x), y) for network, x, y in zip(networks, *fresh.tensors, strict=True)]
     found = encoded.rates()

@@ -161,7 +161,7 @@ def main() -> None:
     fit(Model(args.steps, lr=2e-3), DataLoader(Episodes(seen), 16, shuffle=True), [callback])
     hypernet = callback.hypernet.eval()
     with torch.no_grad():
-        encoded = {name: hypernet.encode(*(task.images for task in tasks), sample=False)
+        encoded = {name: hypernet.encode_tasks(*(task.images for task in tasks), sample=False)
                    for name, tasks in (("seen", seen), ("unseen", unseen))}  # fmt: skip
         rows = {name: {"encoder": mean_scores(hypernet.materialize(hypernet.decode(one.latents)), tasks)}
                 for (name, one), tasks in zip(encoded.items(), (seen, unseen), strict=True)}  # fmt: skip

@@ -301,7 +301,7 @@ class HypernetCallback(BaseCallback):
         batch = args[0] if args else next(iter(kwargs.values()), None)
         with condition_of(hypernet, self.context, batch):
             passes = TwoPasses(hypernet, diversity) if self.takes_two_passes else None
-            if hypernet.encoder is not None:
+            if hypernet.task_encoder is not None:
                 result = tasks_step(hypernet, pl_module, original, self.support, *args, **kwargs)
             elif self.deal == "inputs":
                 with hypernet.executor.feed.of(batch):
@@ -345,7 +345,7 @@ class HypernetCallback(BaseCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """One step for each member, on the whole batch; or for each task, on what is its own."""
-        if self.hypernet.encoder is not None:
+        if self.hypernet.task_encoder is not None:
             return tasks_step(self.hypernet, pl_module, original, self.support, *args, **kwargs)
         return dealt_step(self.hypernet, pl_module, original, None, None, *args, **kwargs)
 

@@ -189,7 +189,7 @@ class Hypernet(StepSampler):
             return _aside(self._call, method, args, kwargs)
         plans, arguments = self.executor.plans, Arguments(args, kwargs)
         led = self.led()
-        drawn = self.training or self.given
+        drawn = self.training or self.has_latents
         population = led or (self.training_population() if drawn else self.member_population())
         dealt = self.alone is None and (self.training or led is not None)
         if dealt and method == "forward" and not _can_be_dealt(args, kwargs, arguments):

@@ -135,9 +135,9 @@ class Sampler(StandIn):
         self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
         self.prior.to(next(iter(initial.values())).device)
-        self.encoder = encoder_of(encoder, self.prior, context_dim, found)
-        if self.encoder is not None:
-            self.encoder.to(next(iter(initial.values())))
+        self.task_encoder = encoder_of(encoder, self.prior, context_dim, found)
+        if self.task_encoder is not None:
+            self.task_encoder.to(next(iter(initial.values())))
         given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution,
                  "encoder": encoder}  # fmt: skip
         self.needs = found.used(target, {**given, "generator": config.extractor})
@@ -217,7 +217,7 @@ class Sampler(StandIn):
             )
         return latents.given(context) if self.context_dim else latents
 
-    def encode(self, *supports: Any, sample: bool = True) -> Encoded:
+    def encode_tasks(self, *supports: Any, sample: bool = True) -> Encoded:
         """What the encoder makes of data sets; ``decode(encoded.latents)`` gives their networks.
 
         Args:
@@ -228,11 +228,11 @@ class Sampler(StandIn):
             RuntimeError: If there is no encoder.
             ValueError: If there is no data set, or examples are of another size.
         """
-        if self.encoder is None:
+        if self.task_encoder is None:
             raise RuntimeError("the Hypernet has no encoder: pass encoder={'name': 'deep_sets', 'inputs': ...}")
         if not supports:
-            raise ValueError("encode() takes one data set or more")
-        encoded: Encoded = self.encoder(supports, sample)
+            raise ValueError("encode_tasks() takes one data set or more")
+        encoded: Encoded = self.task_encoder(supports, sample)
         return encoded
 
     def decode(self, latents: Latents | Tensor) -> Population:

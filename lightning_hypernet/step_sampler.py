@@ -111,7 +111,7 @@ class StepSampler(MemberSampler):
         return GroupedPopulation(drawn, networks, *own, examples=self.symmetries.examples, distribution=self.generator)
 
     @property
-    def given(self) -> bool:
+    def has_latents(self) -> bool:
         """Whether the networks of this step are those of latents that were given."""
         return self._given is not None
 

@@ -104,7 +104,7 @@ def tasks_step(
     """
     tasks = tasks_of(batch)
     with torch.inference_mode(False), torch.set_grad_enabled(hypernet.training):
-        encoded = hypernet.encode(*map(support or support_of, tasks), sample=hypernet.training)
+        encoded = hypernet.encode_tasks(*map(support or support_of, tasks), sample=hypernet.training)
     with hypernet.step(latents=encoded):
         if hypernet.training:
             hypernet.training_population()

@@ -143,7 +143,7 @@ def test_every_task_has_a_network_made_from_its_own_data(collate):
     assert len(module.seen) == 3
     batch = next(iter(loader))
     supports = list(zip(*batch[0], strict=True)) if collate is None else [task[0] for task in batch]
-    encoded = hypernet.encode(*supports)
+    encoded = hypernet.encode_tasks(*supports)
     with hypernet.step(latents=encoded):
         population = hypernet.training_population()
         queries = module.seen[0][1]
@@ -182,7 +182,7 @@ def test_validation_sees_each_task_with_the_mean_code_of_its_data():
     hypernet = called.hypernet.eval()
     losses = []
     for support, (queries, answers) in tasks(4, 1):
-        weights = hypernet.decode(hypernet.encode(support, sample=False).latents).weights
+        weights = hypernet.decode(hypernet.encode_tasks(support, sample=False).latents).weights
         losses.append(F.mse_loss(F.linear(queries, weights["weight"][0], weights["bias"][0]), answers))
     assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
@@ -194,7 +194,9 @@ def test_a_checkpoint_keeps_the_encoder(tmp_path):
     fitted.save_checkpoint(tmp_path / "at.ckpt")
     found = Hypernet.from_checkpoint(tmp_path / "at.ckpt", Regression().model)
     support = tasks(1, 5)[0][0]
-    torch.testing.assert_close(found.encode(support, sample=False).mean, called.hypernet.encode(support, sample=False).mean)
+    torch.testing.assert_close(
+        found.encode_tasks(support, sample=False).mean, called.hypernet.encode_tasks(support, sample=False).mean
+    )
 
 
 def test_networks_for_data_beat_one_network_for_all():
@@ -222,7 +224,7 @@ class Plugin:
 
 def test_an_encoder_of_a_plugin_is_chosen_by_its_name():
     net = Hypernet(nn.Linear(2, 1), encoder={"name": "largest", "inputs": 2, "hidden": 4}, plugins=[Plugin()], latent_dim=3)
-    assert net.encode(torch.randn(5, 2)).z.shape == (1, 3)
+    assert net.encode_tasks(torch.randn(5, 2)).z.shape == (1, 3)
     assert ("encoder", "largest", "Plugin") in net.needs
 
 
@@ -242,7 +244,7 @@ def test_what_does_not_go_with_an_encoder_is_refused():
     with pytest.raises(ValueError, match="must add up to latent_dim=6"):
         DeepSets(6, 4, levels={"a": 4})
     with pytest.raises(RuntimeError, match="has no encoder"):
-        Hypernet(nn.Linear(2, 1)).encode(torch.randn(3, 2))
+        Hypernet(nn.Linear(2, 1)).encode_tasks(torch.randn(3, 2))
     net = encoder()
     with pytest.raises(ValueError, match="has 9 numbers, and the encoder reads inputs=4"):
         net([(torch.randn(5, 3, 3), torch.zeros(5, dtype=torch.long))])

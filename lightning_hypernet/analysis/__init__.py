@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from lightning_hypernet.analysis.adversarial import Adversarial, adversarial, fgsm, pgd, targeted_sign
+from lightning_hypernet.analysis.amortization import AmortizationGap, amortization_gap
 from lightning_hypernet.analysis.averaging import Averaging, averaging
 from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.evidence import Evidence, evidence
+from lightning_hypernet.analysis.gaps import BestResponseGap, GeneratorGap, best_response_gap, generator_gap
 from lightning_hypernet.analysis.images import FilterImages, filter_images
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
@@ -13,18 +15,24 @@ from lightning_hypernet.analysis.scatter import Scatter, scatter
 
 __all__ = [
     "Adversarial",
+    "AmortizationGap",
     "Averaging",
+    "BestResponseGap",
     "Detection",
     "Evidence",
     "FilterImages",
+    "GeneratorGap",
     "Paths",
     "Scatter",
     "accuracies",
     "adversarial",
+    "amortization_gap",
     "averaging",
+    "best_response_gap",
     "evidence",
     "fgsm",
     "filter_images",
+    "generator_gap",
     "ood",
     "paths",
     "pgd",

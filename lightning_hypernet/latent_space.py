@@ -48,7 +48,8 @@ class LatentSpace:
 
     def free(self, latents: Latents) -> Tensor:
         """The free numbers of latents, ``(S, numbers)``."""
-        return self.map.inv(latents.z.detach()).clone()
+        u: Tensor = self.map.inv(latents.z.detach())
+        return u.clone()
 
     def latents(self, u: Tensor, like: Latents) -> Latents:
         """The latents of free numbers ``(S, numbers)``, with components and conditions of others."""
@@ -64,7 +65,7 @@ class LatentSpace:
 
     def log_volume(self, u: Tensor) -> Tensor:
         """By how much the map from u to z stretches volume, in nats, ``(S,)``; 0 where u is z."""
-        stretch = self.map.log_abs_det_jacobian(u, self.map(u))
+        stretch: Tensor = self.map.log_abs_det_jacobian(u, self.map(u))
         return stretch.reshape(len(u), -1).sum(1)
 
 

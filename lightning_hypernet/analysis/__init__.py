@@ -9,6 +9,7 @@ from lightning_hypernet.analysis.evaluation import accuracies
 from lightning_hypernet.analysis.evidence import Evidence, evidence
 from lightning_hypernet.analysis.gaps import BestResponseGap, GeneratorGap, best_response_gap, generator_gap
 from lightning_hypernet.analysis.images import FilterImages, filter_images
+from lightning_hypernet.analysis.inference import Posterior, infer
 from lightning_hypernet.analysis.ood import Detection, ood
 from lightning_hypernet.analysis.paths import Paths, paths
 from lightning_hypernet.analysis.scatter import Scatter, scatter
@@ -23,6 +24,7 @@ __all__ = [
     "FilterImages",
     "GeneratorGap",
     "Paths",
+    "Posterior",
     "Scatter",
     "accuracies",
     "adversarial",
@@ -33,6 +35,7 @@ __all__ = [
     "fgsm",
     "filter_images",
     "generator_gap",
+    "infer",
     "ood",
     "paths",
     "pgd",

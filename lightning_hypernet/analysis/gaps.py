@@ -219,8 +219,7 @@ def best_response_gap(
         hypernet: A Hypernet with conditions.
         context: ``(n, context_dim)``, the conditions c.
         best_response: Of one condition ``(context_dim,)`` the weights that minimise its loss, ``{name: shape}``, every
-            generated
-            parameter: from a closed form, or trained.
+            generated parameter: from a closed form, or trained.
         loss: L, under the condition of each network, which ``population.latents.context`` holds: ``(S,)``.
         draws: How many z for each condition.
         seed: Of z.

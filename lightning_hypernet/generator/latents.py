@@ -258,8 +258,7 @@ class DistributionPrior(Prior):
     @property
     def support(self) -> Constraint:
         """That of the distribution."""
-        found: Constraint = self.distribution.support
-        return found
+        return self.distribution.support or constraints.real
 
     def log_prob(self, latents: Latents) -> Tensor:
         """Log density of latents, ``(S,)``, in nats."""

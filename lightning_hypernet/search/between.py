@@ -100,7 +100,8 @@ def _spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         return torch.lerp(a, b, t)
     if torch.pi - angle < 1e-6:
         raise ValueError("the ends are opposite, so that no arc between them is the shortest: take how='linear'")
-    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
+    arc: Tensor = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
+    return arc
 
 
 def _end(name: str, latents: Latents | Tensor) -> Latents:

@@ -146,7 +146,8 @@ def _improvement(mean: Tensor, deviation: Tensor, best: Tensor) -> Tensor:
     deviation = deviation.clamp(min=1e-12)
     gain = (mean - best) / deviation
     normal = Normal(mean.new_zeros(()), mean.new_ones(()))
-    return deviation * (gain * normal.cdf(gain) + normal.log_prob(gain).exp())
+    expected: Tensor = deviation * (gain * normal.cdf(gain) + normal.log_prob(gain).exp())
+    return expected
 
 
 def _process(kernel: Any, seed: int) -> Callable[[Tensor, Tensor], Any]:

@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--prior-weight", type=float, default=0.0)
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--gap-steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("search.png"))
@@ -147,7 +148,8 @@ def main() -> None:
         )  # fmt: skip
         blind, blind_scores = random_draws(hypernet, hard(hypernet, valid), hard(hypernet, test), args.draws)
         fitted = search_surrogate(hypernet, hard(hypernet, valid), args.evaluations, rescore=hard(hypernet, test), seed=seed)
-        gap = generator_gap(hypernet, DataLoader(train, TRAIN), DataLoader(test, len(test)), seed=seed)
+        loaders = DataLoader(train, TRAIN // 4), DataLoader(test, len(test))
+        gap = generator_gap(hypernet, *loaders, every=50, patience=5, most=args.gap_steps, seed=seed)
         figures |= {
             f"random_mean_valid_{seed}": float(values.mean()),
             f"random_best_valid_{seed}": float(values.max()),

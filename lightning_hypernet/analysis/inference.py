@@ -70,9 +70,10 @@ def infer(
     ``"variational"``   fits a distribution by the evidence lower bound:                     ``elbo``; ``log_evidence`` and
                         ``family="gaussian"`` of any covariance, ``"mean_field"`` or         ``effective_size`` by importance
                         ``"flow"`` (zuko's), ``steps=1000``, ``lr=0.03``, ``samples=16``     weights
-    ``"nuts"``          Hamiltonian Monte Carlo, pyro's: ``warmup=300``, ``chains=2``,       ``r_hat``, the largest;
-                        one after the other, ``depth=8`` of a tree at most                   ``effective_size``, the least;
-                                                                                             ``divergences``
+    ``"nuts"``          Hamiltonian Monte Carlo, pyro's, in the coordinates of a fitted      ``r_hat``, the largest;
+                        Gaussian, from starts twice as wide: ``warmup=200``, ``chains=2``,   ``effective_size``, the least;
+                        one after the other, ``depth=8`` of a tree at most; ``steps=300``    ``divergences``
+                        and ``lr=0.05`` of the fit
     =================== ==================================================================== ==================================
 
     A posterior of several modes suits ``"resample"``, if the pool reaches them. What needs a density of z works in the space
@@ -193,10 +194,12 @@ def _map(task: _Task, steps: int, lr: float) -> Posterior:
     return Posterior(population, "map", {"log_joint": float(joint.max())}, found.path[:, order])
 
 
-def _variational(task: _Task, family: Family, steps: int, lr: float, samples: int) -> Posterior:
-    space = LatentSpace(task.hypernet)
+def _fitted(
+    task: _Task, space: LatentSpace, family: Family, steps: int, lr: float, samples: int, source: torch.Generator
+) -> tuple[Variational, Tensor]:
+    """A distribution of free numbers that is fitted to the posterior, and the bound at every step."""
     steps, samples, lr = whole("steps", steps), whole("samples", samples), real("lr", lr, 0, above=True)
-    source, path = torch.Generator().manual_seed(task.seed), []
+    path = []
     with torch.enable_grad():
         approximate = Variational(choice("family", family, get_args(Family)), space.free(task.latents(256)), task.seed)
         optimizer = Adam(approximate.parameters(), lr=lr)
@@ -210,21 +213,35 @@ def _variational(task: _Task, family: Family, steps: int, lr: float, samples: in
             optimizer.step()
             schedule.step()
             path.append(bound.detach())
+    return approximate, torch.stack(path).cpu()
+
+
+def _variational(task: _Task, family: Family, steps: int, lr: float, samples: int) -> Posterior:
+    space, source = LatentSpace(task.hypernet), torch.Generator().manual_seed(task.seed)
+    approximate, path = _fitted(task, space, family, steps, lr, samples, source)
     with torch.no_grad():
         u, density = approximate.draw(task.count, source)
         weights = (task.log_joint(space, u) - density).double().cpu()
         population = task.decode(space.latents(u, task.like(len(u))))
-    return Posterior(population, "variational", {"elbo": float(weights.mean()), **_weighed(weights)}, torch.stack(path).cpu())
+    return Posterior(population, "variational", {"elbo": float(weights.mean()), **_weighed(weights)}, path)
 
 
-def _nuts(task: _Task, warmup: int, chains: int, depth: int) -> Posterior:
-    space = LatentSpace(task.hypernet)
-    whole("warmup", warmup), whole("chains", chains), whole("depth", depth)
-    start = space.free(task.latents(chains))
-    u, diagnostics = draw_by_nuts(
-        lambda point: task.log_joint(space, point[None])[0], start, math.ceil(task.count / chains), warmup, depth, task.seed
+def _nuts(task: _Task, warmup: int, chains: int, depth: int, steps: int, lr: float) -> Posterior:
+    space, source = LatentSpace(task.hypernet), torch.Generator().manual_seed(task.seed)
+    warmup, chains, depth = whole("warmup", warmup), whole("chains", chains), whole("depth", depth)
+    fitted, _ = _fitted(task, space, "gaussian", steps, lr, 16, source)
+    mean, factor = fitted.mean.detach(), fitted.factor().detach()
+    start = 2 * torch.randn(chains, len(mean), generator=source, dtype=mean.dtype).to(mean)
+    draws, diagnostics = draw_by_nuts(
+        lambda e: task.log_joint(space, (mean + factor @ e)[None])[0],
+        start,
+        math.ceil(task.count / chains),
+        warmup,
+        depth,
+        task.seed,
     )
-    u = u[torch.randperm(len(u), generator=torch.Generator().manual_seed(task.seed))[: task.count].to(u.device)]
+    chosen = torch.randperm(len(draws), generator=source)[: task.count].to(draws.device)
+    u = mean + draws[chosen] @ factor.T
     return Posterior(task.decode(space.latents(u, task.like(len(u)))), "nuts", diagnostics)
 
 
@@ -238,5 +255,5 @@ _METHODS: dict[str, tuple[Callable[..., Posterior], dict[str, Any]]] = {
     "resample": (_resample, {"pool": 10_000}),
     "map": (_map, {"steps": 300, "lr": 0.05}),
     "variational": (_variational, {"family": "gaussian", "steps": 1000, "lr": 0.03, "samples": 16}),
-    "nuts": (_nuts, {"warmup": 300, "chains": 2, "depth": 8}),
+    "nuts": (_nuts, {"warmup": 200, "chains": 2, "depth": 8, "steps": 300, "lr": 0.05}),
 }

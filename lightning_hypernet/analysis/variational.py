@@ -50,7 +50,7 @@ class Variational(nn.Module):
         if self.family == "flow":
             inner, density = self.flow.draw(noise)
             return self.mean + self.log_std.exp() * inner, density - self.log_std.sum()
-        factor = self._factor(self.log_std, self.lower if self.family == "gaussian" else None)
+        factor = self.factor()
         u = self.mean + noise @ factor.T
         with torch.no_grad():
             held = factor.clone()
@@ -58,10 +58,9 @@ class Variational(nn.Module):
         constant = 0.5 * len(self.mean) * math.log(2 * math.pi) + self.log_std.detach().sum()
         return u, -0.5 * standard.square().sum(0) - constant
 
-    @staticmethod
-    def _factor(log_std: Tensor, lower: Tensor | None) -> Tensor:
-        """The Cholesky factor of the covariance."""
-        scale = log_std.exp()
-        if lower is None:
+    def factor(self) -> Tensor:
+        """The Cholesky factor of a Gaussian's covariance."""
+        scale = self.log_std.exp()
+        if self.family != "gaussian":
             return scale.diag()
-        return scale[:, None] * (lower.tril(-1) + torch.eye(len(scale), dtype=scale.dtype, device=scale.device))
+        return scale[:, None] * (self.lower.tril(-1) + torch.eye(len(scale), dtype=scale.dtype, device=scale.device))

@@ -23,13 +23,13 @@ from lightning_hypernet.analysis import infer
 
 GRID = torch.linspace(0, 1, 64, dtype=torch.float64)[:, None]
 LENGTH, NOISE, POINTS, JITTER = 0.2, 0.1, 10, 1e-6
-DECODER, ANNEALED, CLIP = 0.05, 0.7, 100.0
+BUMPS, DECODER, ANNEALED, CLIP = 16, 0.05, 0.7, 100.0
 
 
 class Bumps(nn.Module):
     """Fixed bell curves of x, ``(batch, 1)`` to ``(batch, count)``."""
 
-    def __init__(self, count: int = 24, width: float = 0.12) -> None:
+    def __init__(self, count: int = BUMPS, width: float = 0.12) -> None:
         super().__init__()
         self.width = width
         self.register_buffer("centers", torch.linspace(-0.1, 1.1, count))
@@ -40,16 +40,19 @@ class Bumps(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Values of a function on the grid to mean and log deviations of z."""
+    """Values of a function on the grid, made uncorrelated by what draws show, to mean and log deviations of z."""
 
-    def __init__(self, latent_dim: int, width: int = 128) -> None:
+    def __init__(self, latent_dim: int, draws: Tensor, width: int = 128) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(len(GRID), width), nn.Tanh(), nn.Linear(width, latent_dim))
-        self.direct = nn.Linear(len(GRID), latent_dim)
+        sizes, directions = torch.linalg.eigh(draws.T.cov())
+        self.register_buffer("whitening", directions[:, -latent_dim:] / (sizes[-latent_dim:] + DECODER**2).sqrt())
+        self.layers = nn.Sequential(nn.Linear(latent_dim, width), nn.Tanh(), nn.Linear(width, latent_dim))
+        self.direct = nn.Linear(latent_dim, latent_dim)
         self.log_std = nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log deviations, each ``(batch, latent_dim)``."""
+        values = values @ self.whitening
         mean = self.layers(values) + self.direct(values)
         return mean, self.log_std.expand_as(mean)
 
@@ -98,7 +101,7 @@ def trained(steps: int, latent_dim: int, hidden: list[int], lr: float, batch: in
     """A Hypernet whose networks are draws of the process, and the bound of its last steps, in nats."""
     torch.manual_seed(seed)
     source = torch.Generator().manual_seed(seed)
-    target = nn.Sequential(Bumps(), nn.Linear(24, 1))
+    target = nn.Sequential(Bumps(), nn.Linear(BUMPS, 1))
     shape = {
         "extractor": "mlp",
         "extractor_hidden": hidden,
@@ -108,7 +111,7 @@ def trained(steps: int, latent_dim: int, hidden: list[int], lr: float, batch: in
         "activation": "silu",
     }
     hypernet = Hypernet(target, latent_dim=latent_dim, generator=shape, gauge="none", execution="vmap")
-    encoder, grid = Encoder(latent_dim), GRID.float()
+    encoder, grid = Encoder(latent_dim, functions(2000, source).float()), GRID.float()
     parameters = [*hypernet.parameters(), *encoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -175,10 +178,10 @@ def picture(out: Path, x: Tensor, y: Tensor, truth: Tensor, known: Exact, found:
 def main() -> None:
     """Train, infer, compare, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--latent-dim", type=int, default=14)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--latent-dim", type=int, default=12)
     parser.add_argument("--hidden", type=int, nargs="*", default=[])
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--functions", type=int, default=20)
     parser.add_argument("--by-nuts", type=int, default=2)
@@ -198,9 +201,9 @@ def main() -> None:
         places = torch.randperm(len(GRID), generator=source)[:POINTS]
         x, y = GRID[places], truth[places] + NOISE * torch.randn(POINTS, generator=source, dtype=truth.dtype)
         known = exact(x, y)
-        values = {"variational": drawn(hypernet, (x, y), "variational", args.draws, seed=index, steps=400, lr=0.05)}
+        values = {"variational": drawn(hypernet, (x, y), "variational", args.draws, seed=index, steps=300, lr=0.1)}
         if index < args.by_nuts:
-            values["nuts"] = drawn(hypernet, (x, y), "nuts", args.draws // 2, seed=index, warmup=200, chains=1)
+            values["nuts"] = drawn(hypernet, (x, y), "nuts", args.draws // 2, seed=index, warmup=100, chains=2, lr=0.1)
             shown = (x, y, truth, known, values)
         deviation = known.covariance.diagonal().clamp(min=1e-12).sqrt()
         inside = (truth - known.mean).abs() <= 1.645 * deviation

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--prior-weight", type=float, default=0.0)
     parser.add_argument("--weight", type=float, default=1.0)
     parser.add_argument("--evaluations", type=int, default=200)
-    parser.add_argument("--gap-steps", type=int, default=1000)
+    parser.add_argument("--gap-steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("search.png"))

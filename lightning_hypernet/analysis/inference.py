@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.analysis.evidence import log_likelihood
-from lightning_hypernet.analysis.nuts import draw_by_nuts
+from lightning_hypernet.analysis.nuts import check_pyro, draw_by_nuts
 from lightning_hypernet.analysis.variational import Family, Variational
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.hypernet import Hypernet
@@ -227,6 +227,7 @@ def _variational(task: _Task, family: Family, steps: int, lr: float, samples: in
 
 
 def _nuts(task: _Task, warmup: int, chains: int, depth: int, steps: int, lr: float) -> Posterior:
+    check_pyro()
     space, source = LatentSpace(task.hypernet), torch.Generator().manual_seed(task.seed)
     warmup, chains, depth = whole("warmup", warmup), whole("chains", chains), whole("depth", depth)
     fitted, _ = _fitted(task, space, "gaussian", steps, lr, 16, source)

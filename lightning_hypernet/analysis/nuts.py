@@ -11,6 +11,16 @@ import torch
 from torch import Tensor
 
 
+def check_pyro() -> None:
+    """See that pyro is installed.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if importlib.util.find_spec("pyro") is None:
+        raise ValueError("Hamiltonian Monte Carlo is pyro's: pip install 'lightning_hypernet[mcmc]'")
+
+
 def draw_by_nuts(
     log_joint: Callable[[Tensor], Tensor], start: Tensor, draws: int, warmup: int, depth: int, seed: int
 ) -> tuple[Tensor, dict[str, float]]:
@@ -34,8 +44,7 @@ def draw_by_nuts(
     Raises:
         ValueError: If pyro is not installed.
     """
-    if importlib.util.find_spec("pyro") is None:
-        raise ValueError("Hamiltonian Monte Carlo is pyro's: pip install 'lightning_hypernet[mcmc]'")
+    check_pyro()
     from pyro.infer import MCMC, NUTS
     from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 

@@ -49,6 +49,20 @@ def test_a_bounded_prior_keeps_z_within_its_bounds():
     torch.testing.assert_close(z, torch.tensor([[1.0, 0.3, -1.0]]).double().expand(4, 3), rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize(
+    ("prior", "inside", "outside"),
+    [
+        ("normal", 9.0, math.nan),
+        ("mixture", 9.0, math.nan),
+        ("uniform", 0.9, 1.1),
+        ({"name": "torch", "distribution": "Exponential", "rate": 1.0}, 9.0, -0.1),
+    ],
+)
+def test_priors_tell_where_they_have_a_density(prior, inside, outside):
+    support = model(prior).prior.support
+    assert support.check(torch.tensor(inside)).all() and not support.check(torch.tensor(outside)).any()
+
+
 def test_the_best_networks_stand_first_and_their_values_are_their_own():
     net = model()
     inputs = torch.randn(6, 4).double()

@@ -2,7 +2,7 @@
 
 The property is the soft recall of the digit 8 and half the soft accuracy, on validation images; what is found is scored on test
 images, beside the best of many random draws. A property without a gradient, the 0-1 form of the same, is searched by a
-surrogate. Three seeds on scikit-learn's bundled digits; about two minutes on one core.
+surrogate. Three seeds on scikit-learn's bundled digits; about three minutes on one core.
 """
 
 import argparse

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution, Normal, constraints
+from torch.distributions.constraints import Constraint
 
 from lightning_hypernet.values import guess, number, real, whole
 
@@ -100,6 +101,11 @@ class Prior(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its density; choose a prior with log_prob")
 
+    @property
+    def support(self) -> Constraint:
+        """Where the density of z is positive, a constraint of `torch.distributions`; by itself all numbers."""
+        return constraints.real
+
     def draw(self, n: int, component: int | None = None) -> Latents:
         """Draw latents.
 
@@ -182,6 +188,11 @@ class UniformPrior(Prior):
         """Draw a z for every component: ``(S,)`` integers to ``(S, latent_dim)``."""
         return torch.rand(len(component), self.latent_dim, device="cpu") * 2 - 1
 
+    @property
+    def support(self) -> Constraint:
+        """The cube."""
+        return constraints.interval(-1.0, 1.0)
+
     def log_prob(self, latents: Latents) -> Tensor:
         """Log density of latents, ``(S,)``, in nats; minus infinity outside of the cube."""
         inside = (latents.z.abs() <= 1).all(1)
@@ -243,6 +254,11 @@ class DistributionPrior(Prior):
         n = len(component)
         drawn = self.distribution.sample(torch.Size((n,) if self._shape else (n, self.latent_dim)))
         return drawn if drawn.is_floating_point() else drawn.to(torch.get_default_dtype())
+
+    @property
+    def support(self) -> Constraint:
+        """That of the distribution."""
+        return self.distribution.support or constraints.real
 
     def log_prob(self, latents: Latents) -> Tensor:
         """Log density of latents, ``(S,)``, in nats."""

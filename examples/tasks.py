@@ -144,7 +144,7 @@ def main() -> None:
     """Train, compare, print, plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--out", type=Path, default=Path("tasks.png"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="pytorch_lightning")

@@ -19,7 +19,7 @@ from rich.table import Table
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 from lightning_hypernet import HypernetCallback
 from lightning_hypernet.analysis import evidence
@@ -82,7 +82,7 @@ def trained(rows: TensorDataset, kind: str, kl: dict[str, object], steps: int, s
         max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(rows, batch_size=None, sampler=[list(range(len(rows)))]))
+    trainer.fit(module, DataLoader(rows, batch_size=None, sampler=BatchSampler(range(len(rows)), len(rows), drop_last=False)))
     return callback
 
 

@@ -56,7 +56,7 @@ def rates(betas: tuple[float, float], steps: int, seed: int) -> tuple[Tensor, fl
     levels = {"first": 8, "last": 8}
     callback = HypernetCallback(
         "model", latent_dim=17, deal="batch", gauge="none", execution="loop",
-        encoder={"name": "deep_sets", "inputs": 2, "levels": {"all": 1, **levels}, "conditional_prior": False},
+        encoder={"name": "deep_sets", "inputs": 2, "levels": {"all": 1, **levels}},
         generator={"extractor": {"name": "levels", "levels": [1, 8, 8], "wings": [1, 1]}, "merge": []},
         diversity={"rate": {"beta": {"all": 10.0, "first": betas[0], "last": betas[1]}}},
     )  # fmt: skip

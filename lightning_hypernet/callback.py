@@ -156,7 +156,7 @@ class HypernetCallback(BaseCallback):
         found, asked = plugins_with(self.plugins), self._asked()  # a mistake is told here, not when training starts
         check_backward(backward, deal != "inputs", asked)
         check_options_of_hypernet(hypernet_options, found)
-        asked.check(found.distributions.chosen(hypernet_options.get("distribution", "generator"))[0], deal != "inputs")
+        asked.check(found.distributions.chosen(hypernet_options.get("distribution", "generator"))[0], callable(deal))
 
     @property
     def hypernet(self) -> Hypernet:
@@ -181,8 +181,7 @@ class HypernetCallback(BaseCallback):
                 "sum(share * loss(part) for part, share in self.model.deal(batch)), within self.model.step()"
             )
         if self.target == ".":
-            present = getattr(pl_module, "hypernet", None)
-            if isinstance(present, Hypernet):
+            if isinstance(present := getattr(pl_module, "hypernet", None), Hypernet):
                 self._take_over(present)
             else:
                 self._hypernet = wrap_whole(pl_module, self._build)
@@ -192,7 +191,8 @@ class HypernetCallback(BaseCallback):
             go_around(self._around, pl_module, "training_step")
         encodes = self.hypernet_options.get("encoder") is not None
         if encodes or (self.validation == "members" and stage in ("fit", "validate")):
-            go_around(self._validated, pl_module, "test_step" if stage == "test" else "validation_step")
+            name = {"test": "test_step", "predict": "predict_step"}.get(stage, "validation_step")
+            go_around(self._validated, pl_module, name)
 
     def _place(self, pl_module: pl.LightningModule) -> None:
         found = pl_module.get_submodule(self.target)
@@ -213,7 +213,7 @@ class HypernetCallback(BaseCallback):
         if conditions is not None:
             self.hypernet_options["context_dim"] = conditions.dim
         hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
-        set_diversity(hypernet, self._asked(), self.deal != "inputs")
+        set_diversity(hypernet, self._asked(), callable(self.deal))
         set_conditions(hypernet, conditions)
         return hypernet
 
@@ -227,7 +227,7 @@ class HypernetCallback(BaseCallback):
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
         asked = self._asked()
         if not asked.same(hypernet.diversity):
-            set_diversity(hypernet, asked, self.deal != "inputs")
+            set_diversity(hypernet, asked, callable(self.deal))
         take_conditions(hypernet, self.conditions, self.target)
         self._hypernet = hypernet
 

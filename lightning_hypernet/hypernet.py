@@ -205,6 +205,8 @@ class Hypernet(StepSampler):
             arguments = plans.arguments(self.target, args, kwargs, method)
         if self.training and method == "forward":
             population.batch = population.batch or arguments
+            if self.alone is not None and arguments.batch:
+                population.sizes[self.alone] = arguments.batch
             if self.noted:
                 self.executor.feed.note(args, kwargs)
                 self._note_inputs(arguments)

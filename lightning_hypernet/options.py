@@ -172,7 +172,7 @@ def prior_of(choice: Named | Prior | Distribution, latent_dim: int, components: 
     return prior
 
 
-def encoder_of(choice: Named | None, prior: Prior, context_dim: int, plugins: Plugins) -> Encoder | None:
+def encoder_of(choice: Named | None, prior: Prior, context_dim: int, noise: int | None, plugins: Plugins) -> Encoder | None:
     """The encoder that an argument stands for, a name with its options.
 
     Raises:
@@ -182,6 +182,8 @@ def encoder_of(choice: Named | None, prior: Prior, context_dim: int, plugins: Pl
         return None
     if not isinstance(prior, NormalPrior) or prior.components > 1 or context_dim:
         raise ValueError("an encoder takes the prior's place: leave prior, components and conditions as they are")
+    if noise is not None:
+        raise ValueError("an encoder gives z, from which this distribution takes its noise: take distribution='generator'")
     make, options = plugins.encoders.chosen(choice)
     encoder: Encoder = made("encoder", choice, make, prior.latent_dim, **options)
     return encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,6 +90,7 @@ class Population:
         probes: How many examples of the batch all networks share in `outputs`.
         distribution: What made the weights of the latents.
         encoded: What an encoder made of the data sets that the networks are for; None: their latents are draws of the prior.
+        sizes: How many examples each network was called with, where each ran `training_step` by itself.
         losses: The loss of every network, ``(S,)``, where each ran `training_step` by itself; None: they ran together.
     """
 
@@ -106,6 +107,7 @@ class Population:
     distribution: WeightDistribution | None = None
     losses: Tensor | None = None
     encoded: Encoded | None = None
+    sizes: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.latents)

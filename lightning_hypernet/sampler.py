@@ -135,7 +135,7 @@ class Sampler(StandIn):
         self.generator = made("weight distribution", distribution, make, setting, **options)
         self.generator.to(next(iter(initial.values())).device)
         self.prior.to(next(iter(initial.values())).device)
-        self.task_encoder = encoder_of(encoder, self.prior, context_dim, found)
+        self.task_encoder = encoder_of(encoder, self.prior, context_dim, noise, found)
         if self.task_encoder is not None:
             self.task_encoder.to(next(iter(initial.values())))
         given = {"prior": prior, "distribution": distribution, "generator": generator, "gauge": gauge, "execution": execution,

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lightning_hypernet.diversity import Entropy, WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
@@ -335,7 +335,12 @@ def examples_of(trainer: pl.Trainer) -> int | None:
     loader = trainer.train_dataloader
     if isinstance(loader, CombinedLoader) or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    sampler: Any = loader.sampler if loader.batch_size is not None else loader.dataset
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        return None
+    batches = [one for one in (loader.batch_sampler, loader.sampler) if isinstance(one, BatchSampler)]
+    if not batches:
+        return None
+    sampler: Any = batches[0].sampler
     if isinstance(sampler, DistributedSampler):
         return len(sampler.dataset)  # type: ignore[arg-type]
     return len(sampler) * trainer.world_size if hasattr(sampler, "__len__") else None

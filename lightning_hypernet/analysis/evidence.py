@@ -84,6 +84,8 @@ class Evidence:
 
 def log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
     """The log likelihood of classes ``(batch,)`` under logits ``(batch, classes)``, ``(batch,)``, in nats."""
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError("the targets are numbers, and no classes: pass likelihood=, as Normal(outputs, 1).log_prob(targets)")
     return -F.cross_entropy(outputs, targets, reduction="none")
 
 

@@ -30,7 +30,7 @@ class DiversityLoss(nn.Module, ABC):
 
         Args:
             distribution: What makes them.
-            dealt: Whether every network runs `training_step` by itself.
+            dealt: Whether a function deals the batch out, so that every network may see all of it.
 
         Raises:
             ValueError: If the loss does not go with them.

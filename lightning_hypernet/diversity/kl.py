@@ -61,7 +61,7 @@ class KL(DiversityLoss):
         k: Networks in an importance-weighted bound, of which a step takes the mean over as many groups as there are; None: all.
         stl: Whether gradients stick the landing.
         examples: N; None: the callback counts them.
-        warmup: Training steps over which the divergence grows from 0.
+        warmup: Training batches over which the divergence grows from 0.
 
     Raises:
         ValueError: If a value is out of range, or the weights have no density where one is needed.

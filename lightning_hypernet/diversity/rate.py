@@ -51,9 +51,10 @@ class Rate(DiversityLoss):
         betas = dict.fromkeys(rates, self.betas[""]) if set(self.betas) == {""} else self.betas
         if set(betas) != set(rates):
             raise ValueError(f"beta names {', '.join(betas)}, and the encoder's levels are {', '.join(rates)}")
-        count = self.examples or (population.batch and population.batch.batch)
-        if not count:
+        sizes = [self.examples or population.sizes.get(index) for index in range(len(population))]
+        if not all(sizes):
             raise ValueError("how many examples a task has is not known: give it as {'rate': {'examples': n}}")
+        counts = next(iter(rates.values())).new_tensor(sizes)
         self.parts = {name: value.mean().detach() for name, value in rates.items()}
-        total: Tensor = sum(betas[name] * value.mean() for name, value in rates.items()) / count  # type: ignore[assignment]
+        total: Tensor = sum((betas[name] * value / counts).mean() for name, value in rates.items())  # type: ignore[assignment]
         return total

@@ -52,6 +52,8 @@ class ExplicitDistribution(WeightDistribution, ABC):
                 f"{name} has one component and no condition, not components={setting.components} and "
                 f"context_dim={setting.context_dim}: leave both out, or take distribution='generator'"
             )
+        if len(dtypes := {value.dtype for value in setting.initial.values()}) > 1:
+            raise ValueError(f"the generated parameters have dtypes {sorted(map(str, dtypes))}; convert the target to one")
         self.shapes = {key: value.shape for key, value in setting.initial.items()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.mean = nn.Parameter(torch.cat([value.detach().reshape(-1) for value in setting.initial.values()]))

@@ -18,19 +18,19 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.target.filters import FilterBank, FilterBanks, Slot
 from lightning_hypernet.values import choice, real, whole, wholes
 
-_FLOWS = ("NICE", "RealNVP", "MAF", "NSF", "NCSF", "SOSPF", "NAF", "UNAF", "BPF", "GF")
-"""The flows of zuko that map vectors of any size back and forth."""
+_FLOWS = ("NICE", "RealNVP", "MAF", "NSF")
+"""The flows of zuko from a standard normal base, whose inverse has a closed form."""
 
 
 class Flow(nn.Module):
-    r"""An invertible map u of vectors, close to the identity at the start, and the density of its images.
+    r"""An invertible map u of vectors, and the density of its images.
 
     .. math:: u = f^{-1}(z), \qquad \log q(u) = \log N(f(u); 0, I) + \log |\det \partial f / \partial u|
 
     Args:
         size: Numbers in a vector. A single number is left as it is.
-        flow: Class of `zuko.flows`: ``"NICE"`` and ``"RealNVP"`` are fast both ways; ``"MAF"``, ``"NSF"`` and other
-            autoregressive ones draw one number after the other.
+        flow: Class of `zuko.flows`: ``"NICE"`` and ``"RealNVP"`` are fast both ways; ``"MAF"`` and ``"NSF"`` draw one number
+            after the other.
         transforms: Maps that follow each other.
         hidden: Widths of the networks in them.
 
@@ -129,7 +129,9 @@ class FilterNorms(FlowDistribution):
         super(FlowDistribution, self).__init__(setting, sigma)
         self.layers = [bank for bank in setting.banks if _has_norms(bank)]
         norms = torch.cat([self._rows(bank, setting.initial).norm(dim=1) for bank in self.layers]).detach()
-        norms = torch.where(norms > 0, norms, 1.0)
+        if not bool((norms > 0).all()):
+            zero = [bank.slots[0].parameter for bank in self.layers if not bool(self._rows(bank, setting.initial).any(1).all())]
+            raise ValueError(f"{zero[0]} has filters of zeros, which have no direction: initialise or exclude it")
         self.direction, self.mean = self.mean, nn.Parameter(norms)
         self.log_std = nn.Parameter((real("FilterNorms' sigma", sigma, 0, above=True) * norms).log())
         self.flow = Flow(len(norms), flow, transforms, hidden).to(norms)
@@ -298,7 +300,7 @@ def _flows() -> Any:
 
 
 def _has_norms(bank: FilterBank) -> bool:
-    return bank.layer and not bank.slots[0].start
+    return bank.layer and not bank.slots[0].start and len(bank.slots[0].shape) > 1
 
 
 def _slot(bank: FilterBank) -> Slot:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.values import instance, shown, switch, whole, wholes
+from lightning_hypernet.values import instance, shown, whole, wholes
 
 _LEAST, _MOST = -7.0, 3.0
 """Logarithms of deviations lie within these."""
@@ -28,16 +28,12 @@ class Encoded:
         z: The draw, ``(S, latent_dim)``.
         mean: Of z given the levels above, ``(S, latent_dim)``.
         log_std: Logarithm of its standard deviation, ``(S, latent_dim)``.
-        prior_mean: Of the prior of z given the levels above, ``(S, latent_dim)``.
-        prior_log_std: Logarithm of its standard deviation, ``(S, latent_dim)``.
         levels: The levels from the top down, and how many numbers of z each has.
     """
 
     z: Tensor
     mean: Tensor
     log_std: Tensor
-    prior_mean: Tensor
-    prior_log_std: Tensor
     levels: Mapping[str, int]
 
     def __len__(self) -> int:
@@ -51,7 +47,7 @@ class Encoded:
     def rates(self) -> dict[str, Tensor]:
         r"""The rate of every level, ``(S,)``, in nats: what it tells of a data set beyond the levels above.
 
-        .. math:: R_l = KL(q(z_l | z_{>l}, D) \| p(z_l | z_{>l}))
+        .. math:: R_l = KL(q(z_l | z_{>l}, D) \| N(0, I))
 
         at the levels above that were drawn.
 
@@ -59,9 +55,8 @@ class Encoded:
             | Trading Information between Latents in Hierarchical Variational Autoencoders (Xiao and Bamler, 2023)
             | https://arxiv.org/abs/2302.04855
         """
-        spread = 2 * (self.log_std - self.prior_log_std)
-        apart = (self.mean - self.prior_mean) / self.prior_log_std.exp()
-        nats = 0.5 * (spread.exp() + apart.square() - 1 - spread)
+        mean, log_variance = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in (self.mean, 2 * self.log_std))
+        nats = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance)
         return {name: part.sum(1) for name, part in zip(self.levels, nats.split(list(self.levels.values()), 1), strict=True)}
 
     def rate(self) -> Tensor:
@@ -73,11 +68,10 @@ class Encoder(nn.Module, ABC):
     r"""A distribution q(z | data set) that does not depend on the order of the examples, for any number of them.
 
     A subclass is made as ``cls(latent_dim, **options)`` and writes `summarize`. z has levels from the top down; each is a
-    Gaussian whose mean and deviation depend on the summary of the data set and on the levels above, and so does its prior:
+    Gaussian whose mean and deviation depend on the summary of the data set and on the levels above. The prior is standard
+    normal:
 
-    .. math:: q(z | D) = \prod_l q(z_l | z_{>l}, D), \qquad p(z) = \prod_l p(z_l | z_{>l})
-
-    The prior of the top level is standard normal, and so are the others until they are trained.
+    .. math:: q(z | D) = \prod_l q(z_l | z_{>l}, D), \qquad p(z) = N(0, I)
 
     References:
         | Deep Sets (Zaheer et al., 2017), https://arxiv.org/abs/1703.06114
@@ -89,7 +83,6 @@ class Encoder(nn.Module, ABC):
         classes: Number of classes, where examples have labels; 0: they have none.
         hidden: Width of the summary and of what makes it.
         levels: The levels from the top down, and how many numbers of z each has; None: one, ``"z"``.
-        conditional_prior: Whether the priors of lower levels depend on those above.
 
     Raises:
         ValueError: If a number is out of range, or levels do not add up to `latent_dim`.
@@ -102,7 +95,6 @@ class Encoder(nn.Module, ABC):
         classes: int = 0,
         hidden: int = 64,
         levels: Mapping[str, int] | None = None,
-        conditional_prior: bool = True,
     ) -> None:
         super().__init__()
         self.inputs, self.classes = whole("the encoder's inputs", inputs), whole("the encoder's classes", classes, 0)
@@ -117,14 +109,6 @@ class Encoder(nn.Module, ABC):
         above = [0, *itertools.accumulate(self.levels.values())][:-1]
         sizes = list(zip(above, self.levels.values(), strict=True))
         self.heads = nn.ModuleList(perceptron(self.hidden + top, self.hidden, 2 * size) for top, size in sizes)
-        conditional = switch("conditional_prior", conditional_prior)
-        self.priors = nn.ModuleList(
-            perceptron(top, self.hidden, 2 * size) if conditional and top else nn.Module() for top, size in sizes
-        )
-        with torch.no_grad():
-            for prior in self.priors:
-                for value in list(prior.parameters())[-2:]:
-                    value.zero_()
 
     @abstractmethod
     def summarize(self, examples: Tensor) -> Tensor:
@@ -151,6 +135,8 @@ class Encoder(nn.Module, ABC):
         if self.classes:
             if len(pair) < 2 or pair[1].is_floating_point() or pair[1].ndim != 1:
                 raise ValueError(f"an encoder with classes={self.classes} reads pairs of inputs and integer labels (n,)")
+            if not bool(((pair[1] >= 0) & (pair[1] < self.classes)).all()):
+                raise ValueError(f"labels must lie in 0 to {self.classes - 1}, as the encoder's classes={self.classes} says")
             parts[1] = F.one_hot(pair[1].long(), self.classes).to(like)
         joined = torch.cat(parts, dim=1)
         if joined.shape[1] != self.inputs + self.classes:
@@ -168,15 +154,14 @@ class Encoder(nn.Module, ABC):
         """
         summaries = torch.stack([self.summarize(self.examples(one)) for one in supports])
         drawn, parts = summaries[:, :0], []
-        for head, prior, size in zip(self.heads, self.priors, self.levels.values(), strict=True):
+        for head, size in zip(self.heads, self.levels.values(), strict=True):
             mean, log_std = head(torch.cat([summaries, drawn], dim=1)).split(size, dim=1)
             log_std = log_std.clamp(_LEAST, _MOST)
-            around = prior(drawn).split(size, dim=1) if isinstance(prior, nn.Sequential) else [torch.zeros_like(mean)] * 2
             own = mean + log_std.exp() * torch.randn_like(mean) if sample else mean
-            parts.append((own, mean, log_std, around[0], around[1].clamp(_LEAST, _MOST)))
+            parts.append((own, mean, log_std))
             drawn = torch.cat([drawn, own], dim=1)
-        z, mean, log_std, prior_mean, prior_log_std = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-        return Encoded(z, mean, log_std, prior_mean, prior_log_std, dict(self.levels))
+        z, mean, log_std = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+        return Encoded(z, mean, log_std, dict(self.levels))
 
 
 class DeepSets(Encoder):

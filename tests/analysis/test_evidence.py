@@ -86,6 +86,8 @@ def test_what_cannot_be_weighed_is_refused():
     net, loader, _, _ = regression()
     with pytest.raises(ValueError, match="a number for every example"):
         evidence(net, loader, 3, lambda outputs, targets: log_likelihood(outputs, targets).mean())
+    with pytest.raises(ValueError, match="targets are numbers"):
+        evidence(net, loader, 3)
     with pytest.raises(ValueError, match="k must be at most 3"):
         evidence(net, loader, 3, log_likelihood).iwae(4)
     with pytest.raises(ValueError, match="leave both out"):

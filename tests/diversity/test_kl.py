@@ -1,6 +1,7 @@
 """The divergence from a prior: against torch.distributions, closed forms and slow references."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_hypernet import Hypernet, HypernetCallback
 from lightning_hypernet.diversity import KL
 from lightning_hypernet.diversity.entropy import entropy
+from lightning_hypernet.training_step import examples_of
 
 
 def hypernet(distribution="mean_field", **options):
@@ -229,7 +231,22 @@ def test_what_needs_a_density_is_refused_when_the_callback_is_built(distribution
             HypernetCallback("model", distribution=distribution, diversity={"kl": {"bound": "iwae"}}, deal=whole)
 
 
+def test_examples_are_those_that_loaders_draw():
+    data = TensorDataset(torch.zeros(100, 2), torch.zeros(100))
+    few = torch.utils.data.SubsetRandomSampler(range(20))
+    batches = torch.utils.data.BatchSampler(few, 10, False)
+    loaders = [
+        (DataLoader(data, 10), 100), (DataLoader(data, 10, sampler=few), 20), (DataLoader(data, batch_sampler=batches), 20),
+        (DataLoader(data, sampler=batches, batch_size=None), 20), (DataLoader([data[:16]] * 7, batch_size=None), None),
+    ]  # fmt: skip
+    for loader, expected in loaders:
+        assert examples_of(SimpleNamespace(train_dataloader=loader, overfit_batches=0, world_size=1)) == expected
+    assert examples_of(SimpleNamespace(train_dataloader=loaders[0][0], overfit_batches=2, world_size=1)) is None
+
+
 def test_senseless_options_are_refused():
+    with pytest.raises(ValueError, match="loss of every network on the whole batch"):
+        HypernetCallback("model", distribution="mean_field", diversity={"kl": {"bound": "iwae"}}, deal="batch")
     with pytest.raises(ValueError, match="loss of every network"):
         HypernetCallback("model", distribution="mean_field", diversity={"kl": {"bound": "iwae"}})
     with pytest.raises(ValueError, match="set bound='iwae'"):

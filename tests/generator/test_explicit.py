@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from lightning_hypernet import Hypernet
 from lightning_hypernet.generator.distribution import Density
+from lightning_hypernet.generator.flows import Flow
 
 EXACT = ("mean_field", "low_rank", "full", "flow")
 ALL = (*EXACT, "filter_norms", "mnf")
@@ -62,9 +63,12 @@ def test_density_and_entropy_of_gaussians_are_those_of_torch(name):
     torch.testing.assert_close(net.generator.entropy(), expected.entropy(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mean_field", "full", "flow"])
-def test_the_density_follows_from_the_jacobian_of_the_draw(name):
-    net = hypernet(name)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mean_field", {}), ("full", {}), *(("flow", {"flow": flow}) for flow in ("NICE", "RealNVP"))],
+)
+def test_the_density_follows_from_the_jacobian_of_the_draw(name, options):
+    net = hypernet(name, **options)
     population = net.sample(3)
     density = net.generator.log_density(population.latents, population.weights)
     for index, z in enumerate(population.latents.z):
@@ -219,6 +223,8 @@ def test_what_an_explicit_distribution_cannot_have_is_refused():
         Hypernet(module, distribution="mnf", generator="compact")
     with pytest.raises(ValueError, match="at most 4,096 weights"):
         Hypernet(nn.Linear(70, 70), distribution="full")
+    with pytest.raises(ValueError, match="'NCSF'"):  # its base is uniform
+        Hypernet(module, distribution={"name": "flow", "flow": "NCSF"})
     with pytest.raises(ValueError, match="'RealNPV'; did you mean 'RealNVP'"):
         Hypernet(module, distribution={"name": "flow", "flow": "RealNPV"})
     with pytest.raises(ValueError, match="sigma"):
@@ -226,6 +232,12 @@ def test_what_an_explicit_distribution_cannot_have_is_refused():
     for name, needed in (("filter_norms", "filters have norms"), ("mnf", "multipliers need")):
         with pytest.raises(ValueError, match=needed):
             Hypernet(nn.LayerNorm(4), distribution=name)
+    empty = nn.Linear(3, 2)
+    nn.init.zeros_(empty.weight)
+    with pytest.raises(ValueError, match="weight has filters of zeros"):
+        Hypernet(empty, distribution="filter_norms")
+    with pytest.raises(ValueError, match="have dtypes"):
+        Hypernet(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), distribution="mean_field")
     with pytest.raises(TypeError, match="rank"):
         Hypernet(module, distribution={"name": "low_rank", "ranks": 3})
 
@@ -246,3 +258,11 @@ def test_flows_leave_the_distributions_of_torch_as_they_were():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "Expected parameter scale" in ended.stderr
+
+
+@pytest.mark.parametrize("flow", ["NICE", "RealNVP", "MAF", "NSF"])
+def test_what_a_flow_draws_has_the_density_that_it_says(flow):
+    torch.manual_seed(0)
+    made = Flow(4, flow, transforms=2, hidden=(8,)).double()
+    u, density = made.draw(torch.randn(20, 4, dtype=torch.float64))
+    torch.testing.assert_close(density, made.log_prob(u), rtol=0, atol=1e-6)

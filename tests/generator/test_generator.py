@@ -223,7 +223,10 @@ def test_a_prior_of_vectors():
     ("options", "message"),
     [
         ({"code_size": 0}, "code_size must be 1 or more, not 0"),
-        ({"extractor": "matricks"}, "unknown extractor 'matricks'; did you mean 'matrix'. there are levels, matrix, mlp; a plug-in"),
+        (
+            {"extractor": "matricks"},
+            "unknown extractor 'matricks'; did you mean 'matrix'. there are levels, matrix, mlp; a plug-in",
+        ),
         ({"activation": "sin", "norm": "group"}, "norm must be one of .*; generator's activation must be one of"),
         ({"hidden": ((3,), (3,), (3,))}, "lists widths for 3 banks, the target has 1"),
     ],

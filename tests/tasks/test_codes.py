@@ -13,8 +13,7 @@ from lightning_hypernet.tasks import Encoded, accuracy_bound, code_length, novel
 
 
 def encoded(mean, log_std):
-    zeros = torch.zeros_like(mean)
-    return Encoded(mean, mean, log_std, zeros, zeros, {"z": mean.shape[1]})
+    return Encoded(mean, mean, log_std, {"z": mean.shape[1]})
 
 
 def test_the_bound_on_accuracy_is_fanos():

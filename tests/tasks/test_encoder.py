@@ -57,12 +57,10 @@ def test_the_rates_are_divergences_of_gaussians_level_by_level():
     for name, size in LEVELS.items():
         part = slice(start, start + size)
         q = Independent(Normal(encoded.mean[:, part], encoded.log_std[:, part].exp()), 1)
-        p = Independent(Normal(encoded.prior_mean[:, part], encoded.prior_log_std[:, part].exp()), 1)
+        p = Independent(Normal(torch.zeros_like(encoded.mean[:, part]), 1.0), 1)
         torch.testing.assert_close(rates[name], kl_divergence(q, p))
         start += size
     torch.testing.assert_close(encoded.rate(), sum(rates.values()))
-    assert encoded.prior_mean[:, :3].abs().max() == 0
-    assert encoded.prior_mean[:, 3:].abs().min() > 0
 
 
 def test_lower_levels_know_what_was_drawn_above():
@@ -73,16 +71,17 @@ def test_lower_levels_know_what_was_drawn_above():
     other = net([data(5)])
     torch.testing.assert_close(one.mean[:, :3], other.mean[:, :3])
     assert (one.mean[:, 3:] - other.mean[:, 3:]).abs().min() > 0
-    assert (one.prior_mean[:, 3:] - other.prior_mean[:, 3:]).abs().min() > 0
 
 
-def test_priors_start_standard_normal_and_stay_so_where_they_are_not_conditional():
+def test_each_rate_is_taken_for_the_examples_of_its_own_task():
     torch.manual_seed(0)
-    fresh = DeepSets(6, 4, classes=3, levels=LEVELS).double()([data(5)])
-    assert not fresh.prior_mean.any()
-    assert not fresh.prior_log_std.any()
-    fixed = encoder(conditional_prior=False)([data(5)])
-    assert not fixed.prior_mean.any()
+    module, called = Regression(), callback(diversity={"rate": {"beta": 1.0}})
+    fitted = trainer(called, max_steps=1, log_every_n_steps=1)
+    seen = []
+    module.on_before_backward = lambda loss: seen.append(called._drawn)
+    fitted.fit(module, DataLoader(tasks(2, 0, (4, 40)), 2, collate_fn=tuple))
+    rate = seen[0].encoded.rate().detach()
+    torch.testing.assert_close(fitted.logged_metrics["hypernet/rate"], (rate[0] / 4 + rate[1] / 40) / 2)
 
 
 class Regression(pl.LightningModule):
@@ -250,6 +249,10 @@ def test_what_does_not_go_with_an_encoder_is_refused():
         net([(torch.randn(5, 3, 3), torch.zeros(5, dtype=torch.long))])
     with pytest.raises(ValueError, match="integer labels"):
         net([(torch.randn(5, 4), torch.zeros(5))])
+    with pytest.raises(ValueError, match="labels must lie in 0 to 2"):
+        net([(torch.randn(2, 4), torch.tensor([0, 3]))])
+    with pytest.raises(ValueError, match="takes its noise"):
+        Hypernet(nn.Linear(2, 1), encoder={"name": "deep_sets", "inputs": 2}, distribution="mean_field")
     with pytest.raises(ValueError, match="one or more"):
         net([(torch.randn(0, 4), torch.zeros(0, dtype=torch.long))])
     population = Hypernet(nn.Linear(2, 1)).sample(2)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
@@ -333,9 +332,7 @@ def _not_finite(batch: Any) -> str:
 def examples_of(trainer: pl.Trainer) -> int | None:
     """How many training examples all ranks have together; None where loaders do not tell."""
     loader = trainer.train_dataloader
-    if isinstance(loader, CombinedLoader) or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    if trainer.overfit_batches:  # type: ignore[attr-defined]
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or trainer.overfit_batches:  # type: ignore[attr-defined]
         return None
     batches = [one for one in (loader.batch_sampler, loader.sampler) if isinstance(one, BatchSampler)]
     if not batches:

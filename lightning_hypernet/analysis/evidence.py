@@ -61,8 +61,7 @@ class Evidence:
     @property
     def effective_size(self) -> float:
         r"""How many evenly weighted networks the weighted ones are worth: :math:`(\sum w)^2 / \sum w^2`."""
-        shares = self.log_weights.softmax(0)
-        return float(1 / shares.square().sum())
+        return effective_size(self.log_weights)
 
     def resample(self, n: int, seed: int = 0) -> Population:
         """Draw n of the networks in proportion to their weights, with repetition.
@@ -80,6 +79,24 @@ class Evidence:
         source = torch.Generator().manual_seed(whole("seed", seed, None))
         shares = self.log_weights.softmax(0).cpu()
         return self.population[torch.multinomial(shares, whole("n", n), replacement=True, generator=source)]
+
+
+def effective_size(log_weights: Tensor) -> float:
+    """How many evenly weighted networks are worth those whose weights have these logarithms, ``(S,)``."""
+    return float(1 / log_weights.softmax(0).square().sum())
+
+
+def of_each(likelihood: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """The log likelihood of every example, ``(batch,)``.
+
+    Raises:
+        ValueError: If the function gives something else.
+    """
+    values = likelihood(outputs, targets)
+    if not isinstance(values, Tensor) or values.shape != (len(targets),):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"likelihood must give a number for every example, ({len(targets)},), not {shape}")
+    return values
 
 
 def log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -127,11 +144,7 @@ def evidence(
     with evaluating(hypernet):
         for inputs, targets in labelled(loader, population.latents.z.device):
             for index, outputs in enumerate(hypernet.run(population, inputs)):
-                values = likelihood(outputs, targets)
-                if not isinstance(values, Tensor) or values.shape != (len(targets),):
-                    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-                    raise ValueError(f"likelihood must give a number for every example, ({len(targets)},), not {shape}")
-                total[index] += values.double().sum().cpu()
+                total[index] += of_each(likelihood, outputs, targets).double().sum().cpu()
         generator, weights = hypernet.generator, population.weights
         if generator.density in ("exact", "bound"):
             losses = getattr(hypernet.diversity, "losses", {})

@@ -13,7 +13,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_hypernet.analysis.batches import labelled
-from lightning_hypernet.analysis.evidence import log_likelihood
+from lightning_hypernet.analysis.evidence import effective_size, log_likelihood, of_each
 from lightning_hypernet.analysis.nuts import check_pyro, draw_by_nuts
 from lightning_hypernet.analysis.variational import Family, Variational
 from lightning_hypernet.generator.latents import Latents
@@ -147,11 +147,7 @@ class _Task:
         """Of all data, of every network, ``(S,)``."""
         total = population.latents.z.new_zeros(len(population))
         for inputs, targets in self.batches:
-            values = [self.likelihood(outputs, targets) for outputs in self.hypernet.run(population, inputs)]
-            for one in values[:1]:
-                if not isinstance(one, Tensor) or one.shape != (len(targets),):
-                    shape = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-                    raise ValueError(f"likelihood must give a number for every example, ({len(targets)},), not {shape}")
+            values = [of_each(self.likelihood, outputs, targets) for outputs in self.hypernet.run(population, inputs)]
             total = total + torch.stack(values).sum(1)
         return total
 
@@ -248,8 +244,8 @@ def _nuts(task: _Task, warmup: int, chains: int, depth: int, steps: int, lr: flo
 
 def _weighed(weights: Tensor) -> dict[str, float]:
     """What importance weights tell, given their logarithms."""
-    size = 1 / weights.softmax(0).square().sum()
-    return {"log_evidence": float(weights.logsumexp(0) - math.log(len(weights))), "effective_size": float(size)}
+    evidence = float(weights.logsumexp(0) - math.log(len(weights)))
+    return {"log_evidence": evidence, "effective_size": effective_size(weights)}
 
 
 _METHODS: dict[str, tuple[Callable[..., Posterior], dict[str, Any]]] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.values import instance, shown, whole, wholes
+from lightning_hypernet.values import instance, shown, whole
 
 _LEAST, _MOST = -7.0, 3.0
 """Logarithms of deviations lie within these."""
@@ -205,7 +205,7 @@ class SetAttention(Encoder):
 
     def __init__(self, latent_dim: int, inputs: int, heads: int = 4, **options: Any) -> None:
         super().__init__(latent_dim, inputs, **options)
-        (count,) = wholes("the encoder's heads", [heads])
+        count = whole("the encoder's heads", heads)
         if self.hidden % count:
             raise ValueError(f"heads={count} must divide the encoder's hidden={self.hidden}")
         self.of_one = nn.Linear(self.inputs + self.classes, self.hidden)

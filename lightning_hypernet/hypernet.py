@@ -206,7 +206,8 @@ class Hypernet(StepSampler):
         if self.training and method == "forward":
             population.batch = population.batch or arguments
             if self.alone is not None and arguments.batch:
-                population.sizes[self.alone] = arguments.batch
+                first = population.sizes.setdefault(self.alone, arguments.batch)
+                population.sizes[self.alone] = arguments.batch if arguments.batch == first else 0
             if self.noted:
                 self.executor.feed.note(args, kwargs)
                 self._note_inputs(arguments)

@@ -90,7 +90,7 @@ class Population:
         probes: How many examples of the batch all networks share in `outputs`.
         distribution: What made the weights of the latents.
         encoded: What an encoder made of the data sets that the networks are for; None: their latents are draws of the prior.
-        sizes: How many examples each network was called with, where each ran `training_step` by itself.
+        sizes: How many examples each network was called with, where each ran `training_step` by itself; 0: of several sizes.
         losses: The loss of every network, ``(S,)``, where each ran `training_step` by itself; None: they ran together.
     """
 

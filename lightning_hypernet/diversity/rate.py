@@ -25,7 +25,7 @@ class Rate(DiversityLoss):
 
     Args:
         beta: Of all levels, or for each by its name.
-        examples: n; None: as many as the target was called with for a task.
+        examples: n; None: as many as the target was called with for a task, if every call had as many.
 
     Raises:
         ValueError: If a number is out of range.
@@ -53,7 +53,10 @@ class Rate(DiversityLoss):
             raise ValueError(f"beta names {', '.join(betas)}, and the encoder's levels are {', '.join(rates)}")
         sizes = [self.examples or population.sizes.get(index) for index in range(len(population))]
         if not all(sizes):
-            raise ValueError("how many examples a task has is not known: give it as {'rate': {'examples': n}}")
+            raise ValueError(
+                "how many examples a task has is not known, or the target was called with several numbers of them: give it as "
+                "{'rate': {'examples': n}}"
+            )
         counts = next(iter(rates.values())).new_tensor(sizes)
         self.parts = {name: value.mean().detach() for name, value in rates.items()}
         total: Tensor = sum((betas[name] * value / counts).mean() for name, value in rates.items())  # type: ignore[assignment]

@@ -171,6 +171,17 @@ def test_the_rate_is_added_for_each_example_of_a_task_and_logged_by_level():
     torch.testing.assert_close(logged["hypernet/rate"], total / 6)
 
 
+def test_a_task_whose_target_is_called_with_several_sizes_has_no_number_of_examples():
+    class Both(Regression):
+        def loss(self, task):
+            (inputs, targets), _ = task
+            return super().loss(task) + F.mse_loss(self.model(inputs[:2]), targets[:2])
+
+    with pytest.raises(RuntimeError, match="called with several numbers of them"):
+        trainer(callback(), max_steps=1).fit(Both(), DataLoader(tasks(2, 0), 2))
+    trainer(callback(diversity={"rate": {"examples": 6}}), max_steps=1).fit(Both(), DataLoader(tasks(2, 0), 2))
+
+
 def test_validation_sees_each_task_with_the_mean_code_of_its_data():
     module, called = Regression(), callback()
     loader = DataLoader(tasks(4, 1), 4)

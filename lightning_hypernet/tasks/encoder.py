@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hypernet.generator.latents import Latents
-from lightning_hypernet.values import instance, shown, whole
+from lightning_hypernet.values import instance, real, shown, whole
 
 _LEAST, _MOST = -7.0, 3.0
 """Logarithms of deviations lie within these."""
@@ -83,6 +83,8 @@ class Encoder(nn.Module, ABC):
         classes: Number of classes, where examples have labels; 0: they have none.
         hidden: Width of the summary and of what makes it.
         levels: The levels from the top down, and how many numbers of z each has; None: one, ``"z"``.
+        sigma: What the deviations of z are multiplied by at the start, above 0. A small one spares a network of many latent
+            numbers the noise of the whole prior in its first steps.
 
     Raises:
         ValueError: If a number is out of range, or levels do not add up to `latent_dim`.
@@ -95,8 +97,10 @@ class Encoder(nn.Module, ABC):
         classes: int = 0,
         hidden: int = 64,
         levels: Mapping[str, int] | None = None,
+        sigma: float = 1.0,
     ) -> None:
         super().__init__()
+        sigma = real("the encoder's sigma", sigma, 0, above=True)
         self.inputs, self.classes = whole("the encoder's inputs", inputs), whole("the encoder's classes", classes, 0)
         self.hidden = whole("the encoder's hidden", hidden)
         instance("the encoder's levels", levels or {}, Mapping, "a mapping of names to numbers")
@@ -108,7 +112,11 @@ class Encoder(nn.Module, ABC):
             )
         above = [0, *itertools.accumulate(self.levels.values())][:-1]
         sizes = list(zip(above, self.levels.values(), strict=True))
-        self.heads = nn.ModuleList(perceptron(self.hidden + top, self.hidden, 2 * size) for top, size in sizes)
+        heads = [perceptron(self.hidden + top, self.hidden, 2 * size) for top, size in sizes]
+        with torch.no_grad():
+            for head, (_, size) in zip(heads, sizes, strict=True):
+                head[-1].bias[size:] += math.log(sigma)
+        self.heads = nn.ModuleList(heads)
 
     @abstractmethod
     def summarize(self, examples: Tensor) -> Tensor:

@@ -48,6 +48,17 @@ def test_the_order_of_examples_is_nothing_to_the_encoder_and_their_number_is(kin
         torch.testing.assert_close(net([(images, (labels + 1) % 3)], sample=False).mean[0], one)
 
 
+def test_the_deviations_of_all_levels_start_as_small_as_sigma_says():
+    torch.manual_seed(0)
+    wide = DeepSets(6, inputs=4, classes=3, levels=LEVELS)([data(5)], sample=False)
+    torch.manual_seed(0)
+    narrow = DeepSets(6, inputs=4, classes=3, levels=LEVELS, sigma=0.05)([data(5)], sample=False)
+    torch.testing.assert_close(narrow.log_std, wide.log_std + torch.tensor(0.05).log())
+    assert torch.equal(narrow.mean, wide.mean)
+    with pytest.raises(ValueError, match="sigma"):
+        DeepSets(6, inputs=4, sigma=0.0)
+
+
 def test_the_rates_are_divergences_of_gaussians_level_by_level():
     torch.manual_seed(0)
     encoded = encoder()([data(5), data(9, 1)])

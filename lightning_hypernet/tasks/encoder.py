@@ -112,11 +112,8 @@ class Encoder(nn.Module, ABC):
             )
         above = [0, *itertools.accumulate(self.levels.values())][:-1]
         sizes = list(zip(above, self.levels.values(), strict=True))
-        heads = [perceptron(self.hidden + top, self.hidden, 2 * size) for top, size in sizes]
-        with torch.no_grad():
-            for head, (_, size) in zip(heads, sizes, strict=True):
-                head[-1].bias[size:] += math.log(sigma)
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList(perceptron(self.hidden + top, self.hidden, 2 * size) for top, size in sizes)
+        self.shift = math.log(sigma)
 
     @abstractmethod
     def summarize(self, examples: Tensor) -> Tensor:
@@ -164,7 +161,7 @@ class Encoder(nn.Module, ABC):
         drawn, parts = summaries[:, :0], []
         for head, size in zip(self.heads, self.levels.values(), strict=True):
             mean, log_std = head(torch.cat([summaries, drawn], dim=1)).split(size, dim=1)
-            log_std = log_std.clamp(_LEAST, _MOST)
+            log_std = (log_std + self.shift).clamp(_LEAST, _MOST)
             own = mean + log_std.exp() * torch.randn_like(mean) if sample else mean
             parts.append((own, mean, log_std))
             drawn = torch.cat([drawn, own], dim=1)

@@ -34,9 +34,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback when it is asked for, since it brings Lightning."""
+    """Import the callback when it is asked for, since it brings Lightning, and read the version."""
     if name == "HypernetCallback":
         from lightning_hypernet.callback import HypernetCallback
 
         return HypernetCallback
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

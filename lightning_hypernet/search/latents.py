@@ -105,7 +105,7 @@ def search(
     Example:
         >>> from lightning_hypernet import Hypernet
         >>> hypernet = Hypernet(torch.nn.Linear(4, 2))
-        >>> found = search(hypernet, lambda population: population.weights["bias"][:, 0], starts=3, steps=5)
+        >>> found = search(hypernet, lambda population: population.weights["bias"].sum(1), starts=3, steps=5)
         >>> bool((found.values >= found.before).all())
         True
     """

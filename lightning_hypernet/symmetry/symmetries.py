@@ -48,8 +48,8 @@ class Symmetries:
         3
         >>> symmetries.structure.output
         '2.weight'
-        >>> [block.size for block in symmetries.blocks(lambda: (network, inputs, {}))]
-        [3]
+        >>> sum(block.size for block in symmetries.blocks(lambda: (network, inputs, {})))
+        3
     """
 
     def __init__(self, graphs: Graphs, generated: Sequence[str]) -> None:

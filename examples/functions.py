@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--latent-dim", type=int, default=12)
     parser.add_argument("--hidden", type=int, nargs="*", default=[])
     parser.add_argument("--lr", type=float, default=2e-2)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--functions", type=int, default=20)
     parser.add_argument("--by-nuts", type=int, default=2)
     parser.add_argument("--draws", type=int, default=1000)

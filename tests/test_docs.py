@@ -143,3 +143,36 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert {*re.findall(r": (\S+\.md)", navigation)} == pages
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def validation_step(self, batch, batch_idx):
+        return self.net(batch).sum()
+
+
+PROVOKED = [
+    lambda: HypernetCallback("net", diversity="entropi"),
+    lambda: HypernetCallback("net", componets=4),
+    lambda: SHORT(callbacks=[HypernetCallback("model")]).validate(Module(), [torch.zeros(1, 4)]),
+    lambda: Hypernet(nn.ReLU()),
+    lambda: Hypernet(nn.Linear(4, 2), generate=["head.*"]),
+    lambda: Hypernet(torch.jit.script(nn.Linear(4, 2))),
+    lambda: HypernetCallback("net").hypernet,
+    lambda: Hypernet(nn.Linear(4, 2)).weight.grad,
+    lambda: torch.export.export(Hypernet(nn.Linear(4, 2)).eval(), (torch.zeros(1, 4),)),
+    lambda: Hypernet(nn.Linear(4, 2), distribution="mean_field", components=2),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("place", range(len(PROVOKED)))
+def test_errors_say_what_the_page_says_they_do(place):
+    said = re.findall(r"^\|[^|]*\| `(.*?)` \|", PAGES["gotchas"].partition("## What errors say")[2], re.MULTILINE)
+    assert len(said) == len(PROVOKED)
+    with pytest.raises((ValueError, TypeError, RuntimeError, AttributeError)) as error:
+        PROVOKED[place]()
+    assert said[place] in str(error.value)

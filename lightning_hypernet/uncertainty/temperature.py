@@ -29,7 +29,7 @@ def fit_temperature(loss: Callable[[Tensor], Tensor], whose: str = "the mean pre
         whose: Whose temperature it is, for the message.
 
     Warns:
-        UserWarning: If the best one lies at a limit, as where all predictions are right.
+        UserWarning: If the best one lies at a limit, as where all predictions are right, or say nothing.
 
     Raises:
         ValueError: If the loss at 1 is NaN or infinite.
@@ -57,9 +57,9 @@ def fit_temperature(loss: Callable[[Tensor], Tensor], whose: str = "the mean pre
     best = [one for one, value in zip(tried, losses, strict=True) if value == lowest]
     temperature = 1.0 if 1.0 in best else best[-1]
     if not 1.001 / LIMIT < temperature < LIMIT / 1.001:
+        why = "all predictions are right" if temperature < 1 else "predictions say nothing of the targets"
         warnings.warn(
-            f"the temperature of {whose} went to its limit, {temperature:g}: the examples may be too few, or all of them "
-            "right; calibrate on others",
+            f"the temperature of {whose} went to its limit, {temperature:g}, as it does where {why}: calibrate on others",
             stacklevel=2,
         )
     return temperature

@@ -59,7 +59,7 @@ def test_entropies_are_those_of_a_loop_whatever_the_ensemble_joins(reduce):
         assert prediction.total[index].item() == pytest.approx(total, abs=1e-12)
         assert prediction.aleatoric[index].item() == pytest.approx(aleatoric, abs=1e-12)
         assert prediction.epistemic[index].item() == pytest.approx(total - aleatoric, abs=1e-12)
-    assert prediction.epistemic.min() > 1e-3
+    assert prediction.epistemic.max() > 1e-2
     assert torch.equal(prediction.label, members.mean(0).argmax(-1))
     assert torch.equal(prediction.confidence, prediction.mean.amax(-1))
     assert len(prediction) == 6
@@ -97,17 +97,10 @@ def test_maps_have_an_uncertainty_for_every_pixel():
 
 
 def test_classes_lie_where_the_ensemble_or_the_call_says():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.layer(x)
-
     x = inputs(2, 5, 4)
-    named = ensemble(Tokens(), reduce={"name": "log_mean_prob", "dim": -1}).predict(x)
-    networks = ensemble(Tokens())
+    networks = ensemble(nn.Linear(4, 3), reduce={"name": "log_mean_prob", "dim": -1})
+    named = networks.predict(x)
+    networks.reduce = "mean"
     for prediction in (named, networks.predict(x, dim=-1), networks.predict(x, dim=2)):
         assert prediction.mean.shape == (2, 5, 3) and prediction.total.shape == (2, 5)
         torch.testing.assert_close(prediction.mean, networks.members(x).softmax(-1).mean(0))

@@ -200,7 +200,7 @@ class Ensemble(Predicting):
         check_loader(loader, part=batches is not None)
         if self.executor.statistics.possible:
             self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches, inputs))
-            if self.calibration:
+            if self.calibration.fitted:
                 self.calibration.forget()
                 warnings.warn("the ensemble was calibrated with other norm statistics: calibrate it again", stacklevel=2)
 

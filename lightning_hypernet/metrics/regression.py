@@ -139,9 +139,9 @@ class Coverage(RegressionMetric):
         level: Between 0 and 1.
     """
 
-    higher_is_better = None
+    higher_is_better: bool | None = None
     plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_upper_bound: float | None = 1.0
 
     def __init__(self, level: float = 0.9, **options: Any) -> None:
         super().__init__(**options)

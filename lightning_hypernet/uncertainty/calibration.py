@@ -22,61 +22,54 @@ _DTYPES = {"reading": torch.int64, "noise": torch.float64, "temperature": torch.
 class Calibration(nn.Module):
     """Temperatures, scores of conformal sets, and how outputs were read; all of it tensors, which are stored with the ensemble.
 
-    Its tensors stay in double precision on the CPU, whatever becomes of the ensemble. Nothing is there until something was
-    fitted.
-
-    Attributes:
-        reading: ``(5,)``, codes: version, task, variance, axis, kind of scores.
-        noise: The variance of the noise where it is a number, a scalar; 0 elsewhere.
-        temperature: Of the mean prediction, a scalar.
-        own: Of the members, ``(members,)``; None: they have none.
-        scores: ``(n, outputs)``, see `Conformal`; None: there are none.
+    They belong to its state, and are no buffers: whatever becomes of the ensemble, they stay in double precision on the CPU.
     """
-
-    reading: Tensor | None
-    noise: Tensor | None
-    temperature: Tensor | None
-    own: Tensor | None
-    scores: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        for name in _DTYPES:
-            self.register_buffer(name, None)
+        self._held: dict[str, Tensor] = {}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return self
+    @property
+    def fitted(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self._held)
 
-    def __bool__(self) -> bool:
-        return self.reading is not None
+    @property
+    def own(self) -> Tensor | None:
+        """The temperatures of the members, ``(members,)``; None: they have none."""
+        return self._held.get("own")
+
+    @property
+    def temperature(self) -> float:
+        """Of the mean prediction; 1 where none was fitted."""
+        return float(self._held["temperature"]) if self._held else 1.0
+
+    @property
+    def reading(self) -> Reading | None:
+        """How outputs were read; None: nothing was fitted."""
+        if not self._held:
+            return None
+        _, task, kind, dim, _ = self._held["reading"].tolist()
+        variance = _KINDS[kind]
+        return Reading(TASKS[task], float(self._held["noise"]) if variance == "noise" else variance, dim)
+
+    @property
+    def conformal(self) -> Conformal | None:
+        """The scores of conformal sets; None: there are none."""
+        if "scores" not in self._held:
+            return None
+        return Conformal(str(_SCORES[int(self._held["reading"][4])]), self._held["scores"])
 
     def extra_repr(self) -> str:
         """What it holds, in words."""
         if self.reading is None:
             return "nothing"
         own = "" if self.own is None else f", members' own {', '.join(f'{one:.3g}' for one in self.own.tolist())}"
-        scores = "" if self.scores is None else f", {len(self.scores)} scores"
-        return f"{self.read().task}, temperature {self.degree():.4g}{own}{scores}"
+        scores = "" if self.conformal is None else f", {len(self.conformal.scores)} scores"
+        return f"{self.reading.task}, temperature {self.temperature:.4g}{own}{scores}"
 
     def __repr__(self) -> str:
         return f"Calibration({self.extra_repr()})"
-
-    def read(self) -> Reading:
-        """How outputs were read; call it where there is something."""
-        assert self.reading is not None
-        _, task, kind, dim, _ = self.reading.tolist()
-        variance = _KINDS[kind]
-        return Reading(TASKS[task], float(self.noise) if variance == "noise" and self.noise is not None else variance, dim)
-
-    def degree(self) -> float:
-        """The temperature of the mean prediction; 1 where none was fitted."""
-        return 1.0 if self.temperature is None else float(self.temperature)
-
-    def conformal(self) -> Conformal | None:
-        """The scores, if there are some."""
-        if self.scores is None or self.reading is None:
-            return None
-        return Conformal(str(_SCORES[int(self.reading[4])]), self.scores)
 
     def keep(self, reading: Reading, temperature: float, own: Tensor | None) -> None:
         """Keep temperatures; scores, which depend on them, are gone."""
@@ -90,10 +83,10 @@ class Calibration(nn.Module):
 
     def keep_scores(self, reading: Reading, conformal: Conformal) -> None:
         """Keep scores of conformal sets, beside the temperatures that they were computed with."""
-        degree = torch.tensor(self.degree(), dtype=torch.float64)
-        own = {} if self.own is None else {"own": self.own}
+        before = {name: value for name, value in self._held.items() if name in ("temperature", "own")}
         scores = conformal.scores.detach().double().cpu().clone()
-        self._put({**self._codes(reading, conformal.kind), "temperature": degree, **own, "scores": scores})
+        one = torch.ones((), dtype=torch.float64)
+        self._put({"temperature": one, **before, **self._codes(reading, conformal.kind), "scores": scores})
 
     def forget(self) -> None:
         """Hold nothing."""
@@ -102,18 +95,16 @@ class Calibration(nn.Module):
     def part(self, index: slice, members: int) -> Calibration:
         """What holds for some of the members: all of it for all of them, else the temperatures of their own alone."""
         twin = Calibration()
-        held = {name: value for name, value in self._buffers.items() if value is not None}
-        if not held:
-            return twin
         if len(range(members)[index]) == members:
-            twin._put({name: value.clone() for name, value in held.items()})
-        elif self.own is not None:
-            twin.keep(self.read(), 1.0, self.own[index])
+            twin.take(self._held)
+        elif self.own is not None and self.reading is not None:
+            twin.keep(self.reading, 1.0, self.own[index])
         return twin
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what a file held, once `problems` found nothing."""
-        self._put({name: value.detach().cpu().clone() for name, value in tensors.items()})
+        with torch.inference_mode(False):
+            self._put({name: value.detach().cpu().clone() for name, value in tensors.items()})
 
     def _codes(self, reading: Reading, kind: str | None) -> dict[str, Tensor]:
         number = isinstance(reading.variance, float)
@@ -123,9 +114,10 @@ class Calibration(nn.Module):
         return {"reading": torch.tensor(codes), "noise": noise}
 
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        with torch.inference_mode(False):
-            for name in _DTYPES:
-                self._buffers[name] = tensors.get(name)
+        self._held = dict(tensors)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination.update({f"{prefix}{name}": value for name, value in self._held.items()})
 
     def _load_from_state_dict(
         self,

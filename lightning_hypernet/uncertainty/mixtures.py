@@ -48,7 +48,8 @@ def distribution(values: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     away, spread = values - means, variances.sqrt()
     steps = (away >= 0).to(away)
     smooth: Tensor = torch.special.ndtr(away / spread.clamp(min=_tiny(spread)))
-    return torch.where(spread > 0, smooth, steps).mean(0)
+    shares = torch.where(spread > 0, smooth, steps)
+    return shares.mean(0)
 
 
 def quantile(level: float, means: Tensor, variances: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def quantile(level: float, means: Tensor, variances: Tensor) -> Tensor:
     Returns:
         ``(...)``.
     """
-    own = means + variances.sqrt() * torch.special.ndtri(torch.tensor(level, dtype=torch.float64)).to(means)
+    own: Tensor = means + variances.sqrt() * torch.special.ndtri(torch.tensor(level, dtype=torch.float64)).to(means)
     low, high = own.amin(0), own.amax(0)
     for _ in range(_HALVINGS):
         middle = low + (high - low) / 2

@@ -145,10 +145,9 @@ class Predicting(nn.Module):
                 "means alone have no likelihood: name variance=, what the second half of the outputs is or a number, the "
                 "variance of the noise; conform(loader) gives intervals without one"
             )
-        found = [
-            _examples(reading, outputs, wanted, own)
-            for outputs, wanted in self._outputs(loader, batches, inputs, targets, reading, said)
-        ]
+        with evaluating(self), torch.no_grad():
+            read_batches = self._outputs(loader, batches, inputs, targets, reading, said)
+            found = [_examples(reading, outputs, wanted, own) for outputs, wanted in read_batches]
         first, second, wanted = (torch.cat(column, -1 if reading.task == "regression" else axis) for column, axis in
                                  zip(zip(*found, strict=True), (1, 1, 0), strict=True))  # fmt: skip
         if not wanted.numel():
@@ -202,9 +201,9 @@ class Predicting(nn.Module):
         kinds = CLASS_SCORES if reading.task == "classification" else NUMBER_SCORES
         alone = reading.task == "regression" and reading.variance is None
         kind = choice("score", kinds[alone] if score is None else score, kinds)
-        found = []
-        for outputs, wanted in self._outputs(loader, batches, inputs, targets, reading, said):
-            found.append(_scores(self._prediction(reading, outputs), wanted, kind).double().cpu())
+        with evaluating(self), torch.no_grad():
+            read_batches = self._outputs(loader, batches, inputs, targets, reading, said)
+            found = [_scores(self._prediction(reading, one), wanted, kind).double().cpu() for one, wanted in read_batches]
         scores = torch.cat(found).sort(0).values
         if not scores.numel():
             raise ValueError("the loader has no labels but -100, which count for nothing")
@@ -220,10 +219,10 @@ class Predicting(nn.Module):
         return task is not None or variance is not None or probable, dim is not None or axis is not None
 
     def _said(self, task: Any, variance: Any, dim: Any) -> tuple[bool, bool]:
-        return (True, True) if self.calibration else self._named(task, variance, dim)
+        return (True, True) if self.calibration.fitted else self._named(task, variance, dim)
 
     def _reading(self, task: Any, variance: Any, dim: Any, anew: bool = False) -> Reading:
-        known = None if anew or not self.calibration else self.calibration.read()
+        known = None if anew else self.calibration.reading
         if known is not None and task is None and variance is None and dim is None:
             return known
         reading = read("classification" if task is None else task, variance, dim, self.reduce)
@@ -239,13 +238,12 @@ class Predicting(nn.Module):
             if own is not None:
                 logs = (logs / _shaped(own, logs)).log_softmax(-1)
             dim = 1 if logs.ndim == 3 else reading.dim
-            return ClassPrediction(logs, dim, held.degree(), held.conformal())
+            return ClassPrediction(logs, dim, held.temperature, held.conformal)
         means, variances = reading.numbers(outputs)
         if own is not None:
             variances = variances * _shaped(own, variances)
-        return NumberPrediction(means, variances, held.degree(), held.conformal())
+        return NumberPrediction(means, variances, held.temperature, held.conformal)
 
-    @torch.no_grad()
     def _outputs(
         self,
         loader: Iterable[Any],
@@ -255,14 +253,13 @@ class Predicting(nn.Module):
         reading: Reading,
         said: tuple[bool, bool],
     ) -> Iterator[tuple[Any, Tensor]]:
-        """The members' outputs for every batch, in evaluation mode, and the targets."""
+        """The members' outputs for every batch, and the targets."""
         count = None if most is None else whole("batches", most)
-        with evaluating(self):
-            for batch, wanted in batches_of(loader, targets, count):
-                (arguments,) = self.executor.read([batch], self.stored.z.device, inputs)
-                outputs = self.executor.stacked(self.networks, arguments)
-                clear(reading, outputs, *said)
-                yield outputs, wanted
+        for batch, wanted in batches_of(loader, targets, count):
+            (arguments,) = self.executor.read([batch], self.stored.z.device, inputs)
+            outputs = self.executor.stacked(self.networks, arguments)
+            clear(reading, outputs, *said)
+            yield outputs, wanted
 
 
 def _shaped(own: Tensor, like: Tensor) -> Tensor:

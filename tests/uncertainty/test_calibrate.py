@@ -83,10 +83,10 @@ def test_one_temperature_is_fitted_after_averaging(reduce):
     best = grid[torch.stack([F.cross_entropy(mean / one, y) for one in grid]).argmin()].item()
     found = networks.calibrate(batches)
     assert found is networks.calibration and found.own is None
-    assert found.degree() == pytest.approx(best, rel=4e-3)
+    assert found.temperature == pytest.approx(best, rel=4e-3)
     assert best > 1.5
     assert nll(networks, batches) < before - 0.1
-    torch.testing.assert_close(networks.predict(x).mean, (mean / found.degree()).softmax(-1))
+    torch.testing.assert_close(networks.predict(x).mean, (mean / found.temperature).softmax(-1))
 
 
 def test_members_may_have_temperatures_of_their_own():
@@ -100,7 +100,7 @@ def test_members_may_have_temperatures_of_their_own():
     prediction = networks.predict(x)
     torch.testing.assert_close(prediction.members, tempered)
     degree = fit_classes(tempered.mean(0).log(), y)
-    assert networks.calibration.degree() == pytest.approx(degree, rel=1e-6)
+    assert networks.calibration.temperature == pytest.approx(degree, rel=1e-6)
     assert own.std() > 0.01 and degree != 1
 
 
@@ -129,7 +129,7 @@ def test_of_numbers_the_likelihood_of_the_mixture_grows(members):
     assert loss(fitted) < loss(plain) - 0.1
     torch.testing.assert_close(fitted.mean, plain.mean)
     if not members:
-        torch.testing.assert_close(fitted.total, found.degree() * plain.total)
+        torch.testing.assert_close(fitted.total, found.temperature * plain.total)
         torch.testing.assert_close(fitted.epistemic / fitted.total, plain.epistemic / plain.total)
 
 
@@ -142,7 +142,7 @@ def test_maps_are_calibrated_by_their_pixels_without_those_ignored():
     networks.calibrate([(x, y)])
     logs = networks.members(x).softmax(2).mean(0).log()
     flat, labels = logs.movedim(1, -1)[:, 1:].reshape(-1, 3), y[:, 1:].reshape(-1)
-    assert networks.calibration.degree() == pytest.approx(fit_classes(flat, labels), rel=1e-6)
+    assert networks.calibration.temperature == pytest.approx(fit_classes(flat, labels), rel=1e-6)
     with pytest.raises(ValueError, match="no labels but -100"):
         networks.calibrate([(x, torch.full_like(y, -100))])
 
@@ -167,16 +167,16 @@ def test_other_statistics_need_another_calibration():
     networks.calibrate(labelled(of=networks))
     with pytest.warns(UserWarning, match="calibrated with other norm statistics: calibrate it again"):
         networks.update_statistics([noise(32, 5) + 1])
-    assert not networks.calibration
+    assert not networks.calibration.fitted
 
 
 def test_how_batches_hold_inputs_and_targets_may_be_said():
     networks = ensemble()
-    plain = networks.calibrate(labelled()).degree()
+    plain = networks.calibrate(labelled()).temperature
     named = [{"image": x, "kind": y} for x, y in labelled()]
     found = networks.calibrate(named, inputs=lambda batch: batch["image"], targets=lambda batch: batch["kind"])
-    assert found.degree() == plain
-    assert networks.calibrate(labelled() * 2, batches=4).degree() == plain
+    assert found.temperature == plain
+    assert networks.calibrate(labelled() * 2, batches=4).temperature == plain
     with pytest.raises(ValueError, match="must end with its targets; or pass targets="):
         networks.calibrate(named)
 
@@ -217,10 +217,10 @@ def test_intervals_of_numbers_hold_them_as_often_as_promised(options):
 def test_every_output_of_a_regression_has_its_own_scores():
     networks = ensemble(4)
     networks.conform([(x, y * torch.tensor([1.0, 10.0])) for x, y in measured(outputs=2)], **REGRESSION)
-    assert networks.calibration.scores.shape == (200, 2)
+    assert networks.calibration.conformal.scores.shape == (200, 2)
     low, high = networks.predict(noise(5, 9)).sets(0.9)
     half = (high - low) / 2 / networks.predict(noise(5, 9)).std
-    torch.testing.assert_close(half, networks.calibration.conformal().threshold(0.9).expand(5, 2))
+    torch.testing.assert_close(half, networks.calibration.conformal.threshold(0.9).expand(5, 2))
 
 
 def test_the_threshold_is_the_order_statistic_of_the_promise():
@@ -246,7 +246,7 @@ def test_adaptive_sets_are_those_of_a_loop():
     networks = ensemble()
     networks.conform(labelled(), score="adaptive")
     prediction = networks.predict(noise(20, 4))
-    bound = networks.calibration.conformal().threshold(0.7).item()
+    bound = networks.calibration.conformal.threshold(0.7).item()
     for row, found in zip(prediction.mean, prediction.sets(0.7), strict=True):
         expected = [sum(one for one in row.tolist() if one >= share) <= bound + 1e-12 for share in row.tolist()]
         assert found.tolist() == expected
@@ -255,11 +255,11 @@ def test_adaptive_sets_are_those_of_a_loop():
 def test_calibrating_anew_forgets_the_scores_which_depend_on_it():
     networks = ensemble()
     networks.calibrate(labelled())
-    degree = networks.calibration.degree()
+    degree = networks.calibration.temperature
     networks.conform(labelled(seed=2))
-    assert networks.calibration.degree() == degree and networks.calibration.conformal() is not None
+    assert networks.calibration.temperature == degree and networks.calibration.conformal is not None
     networks.calibrate(labelled())
-    assert networks.calibration.conformal() is None
+    assert networks.calibration.conformal is None
 
 
 # Kept
@@ -301,9 +301,9 @@ def test_files_and_copies_keep_it(calibrated, tmp_path):
         assert other.calibration is not calibrated.calibration
         assert alike(calibrated, other)
     twin.load_state_dict({k: v for k, v in twin.state_dict().items() if not k.startswith("calibration")})
-    assert not twin.calibration
+    assert not twin.calibration.fitted
     copy.deepcopy(calibrated).calibration.forget()
-    assert calibrated.calibration
+    assert calibrated.calibration.fitted
 
 
 def test_other_types_of_numbers_leave_it_in_double_precision(calibrated):
@@ -318,12 +318,12 @@ def test_a_part_keeps_the_members_own_temperatures_alone():
     networks = ensemble()
     networks.calibrate(labelled())
     networks.conform(labelled(seed=2))
-    assert not networks[1:3].calibration
+    assert not networks[1:3].calibration.fitted
     networks.calibrate(labelled(), members=True)
     networks.conform(labelled(seed=2))
     part = networks[1:3].calibration
     assert torch.equal(part.own, networks.calibration.own[1:3])
-    assert part.degree() == 1 and part.conformal() is None
+    assert part.temperature == 1 and part.conformal is None
     assert "nothing" in repr(ensemble()[1:3].calibration)
 
 
@@ -384,7 +384,7 @@ def test_a_state_that_is_damaged_is_refused():
 def test_a_file_without_calibration_is_what_it_was(tmp_path):
     ensemble().save(tmp_path)
     assert not any(name.startswith("calibration") for name in load_file(tmp_path / "ensemble.safetensors"))
-    assert not Ensemble.load(tmp_path, target()).calibration
+    assert not Ensemble.load(tmp_path, target()).calibration.fitted
 
 
 # Refusals
@@ -410,7 +410,7 @@ def test_what_can_not_be_calibrated_is_told():
         networks.conform(batches, score="scaled")
     with pytest.raises(ValueError, match="a predicted standard deviation is 0"):
         ensemble(1, members=1).conform(measured(), task="regression", score="scaled")
-    assert not networks.calibration
+    assert not networks.calibration.fitted
 
 
 def test_outputs_are_read_as_they_were_calibrated():

@@ -40,7 +40,7 @@ class Reading:
 
         Raises:
             TypeError: If the outputs are no tensor of real numbers.
-            ValueError: If the axis holds no classes, or the outputs are NaN.
+            ValueError: If the axis holds no classes, or the outputs are NaN or minus infinity for all of them.
         """
         given = _checked(outputs, "logits")
         rounding, outputs = max(1e-5, 4 * torch.finfo(outputs.dtype).eps), given
@@ -54,6 +54,8 @@ class Reading:
             logs = torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
         else:
             logs = logits.log() if _are_probabilities(logits, rounding) else logits.log_softmax(-1)
+        if logs.isnan().any():
+            raise ValueError("the members' outputs hold examples whose logits are all minus infinity")
         return logs
 
     def numbers(self, outputs: Any) -> tuple[Tensor, Tensor]:

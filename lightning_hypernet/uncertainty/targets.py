@@ -29,6 +29,8 @@ def batches(
         ValueError: If a batch has no targets, or the loader is empty.
     """
     check_loader(loader, part=most is not None)
+    if targets is not None and not callable(targets):
+        raise TypeError(f"targets must be a function that gives the targets of a batch, not {targets!r}")
     count = 0
     for batch in loader:
         if count == most:

@@ -181,6 +181,35 @@ def test_how_batches_hold_inputs_and_targets_may_be_said():
         networks.calibrate(named)
 
 
+def test_an_error_leaves_the_mode_as_it_was():
+    networks = ensemble(norm=True).train()
+    (x, y), *_ = labelled()
+    with pytest.raises(ValueError, match="labels must lie in") as told:
+        networks.calibrate([(x, y), (x, y + 5)])
+    assert networks.training and networks.target.training, told
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_calibrated_ensemble_is_traced_and_exported_as_before():
+    networks, x = ensemble(), noise(5, 1)
+    expected = networks(x)
+    networks.calibrate(labelled())
+    torch.testing.assert_close(torch.jit.trace(networks, x)(x), expected)
+    torch.testing.assert_close(torch.export.export(networks, (x,), strict=False).module()(x), expected)
+    assert not [name for name, _ in networks.named_buffers() if "calibration" in name]
+
+
+def test_gradients_reach_the_inputs():
+    networks = ensemble()
+    networks.calibrate(labelled())
+    x = noise(5, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(networks.predict(x).epistemic.sum(), x)
+    moved = torch.zeros_like(x)
+    moved[2, 1] = 1e-6
+    ends = [networks.predict(x.detach() + sign * moved).epistemic.sum() for sign in (1, -1)]
+    assert gradient[2, 1].item() == pytest.approx((ends[0] - ends[1]).item() / 2e-6, rel=1e-4, abs=1e-9)
+
+
 # Conformal sets
 
 
@@ -396,6 +425,12 @@ def test_what_can_not_be_calibrated_is_told():
         networks.calibrate([])
     with pytest.raises(TypeError, match="must give batches"):
         networks.calibrate(3)
+    with pytest.raises(TypeError, match="targets must be a function that gives the targets of a batch, not 3"):
+        networks.calibrate(batches, targets=3)
+    with pytest.raises(TypeError, match="targets of a batch must be a tensor, not a list"):
+        networks.calibrate([(batches[0][0], [0] * 50)])
+    with pytest.raises(ValueError, match="members must be true or false, not 'some'"):
+        networks.calibrate(batches, members="some")
     with pytest.raises(ValueError, match=r"labels must be \(50,\), not \(49,\)"):
         networks.calibrate([(batches[0][0], batches[0][1][1:])])
     with pytest.raises(ValueError, match="labels must lie in 0 to 2, not 0 to 5"):

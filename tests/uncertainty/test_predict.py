@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet import Hypernet
 from lightning_hypernet.uncertainty import ClassPrediction, NumberPrediction
+from lightning_hypernet.uncertainty.reading import Reading
 
 mpl.use("Agg")
 
@@ -134,6 +135,16 @@ def test_probabilities_and_log_probabilities_are_read_as_what_they_are():
     logs = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]).log()
     sure = ClassPrediction(logs, temperature=2.0)
     assert sure.epistemic.item() == pytest.approx(math.log(2), abs=1e-6) and sure.aleatoric.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_class_that_every_member_rules_out_stays_ruled_out():
+    logs = (inputs(3, 5, 4) * 4).index_fill(-1, torch.tensor(2), -math.inf).log_softmax(-1)
+    for temperature in (1.0, 3.0):
+        prediction = ClassPrediction(logs, temperature=temperature)
+        kept = ClassPrediction(logs[..., [0, 1, 3]], temperature=temperature)
+        assert not prediction.mean[:, 2].any()
+        for name in ("total", "aleatoric", "epistemic"):
+            torch.testing.assert_close(getattr(prediction, name), getattr(kept, name))
 
 
 # Numbers
@@ -278,6 +289,8 @@ def test_outputs_that_are_no_predictions_are_told():
         ensemble(nn.Linear(4, 3), reduce="log_mean_prob").predict(x, task="regression")
     with pytest.raises(ValueError, match="outputs hold NaN or infinite numbers"):
         ensemble(nn.Linear(4, 3)).predict(x * math.nan)
+    with pytest.raises(ValueError, match="whose logits are all minus infinity"):
+        Reading("classification", None, 1).log_members(torch.full((2, 3, 4), -math.inf))
     prediction = ensemble(nn.Linear(4, 3)).predict(x)
     with pytest.raises(ValueError, match=r"no scores for conformal sets: call ensemble.conform\(loader\) first"):
         prediction.sets(0.9)

@@ -15,6 +15,7 @@ from lightning_hypernet.uncertainty import mixtures
 LIMIT = 100.0
 """The largest temperature that is fitted, and one over the least."""
 _STEPS = 100
+_LEAST = -1e6
 
 
 def fit_temperature(loss: Callable[[Tensor], Tensor], whose: str = "the mean prediction") -> float:
@@ -88,6 +89,9 @@ def fit_classes(log_probabilities: Tensor, labels: Tensor, whose: str = "the mea
     """
     with torch.inference_mode(False):
         logs, labels = log_probabilities.detach().double().cpu().clone(), labels.detach().cpu().clone()
+        if logs.gather(1, labels[:, None]).isinf().any():
+            raise ValueError(f"the loss of {whose} is inf: a label has the probability 0")
+        logs = logs.clamp(min=_LEAST)  # infinite ones have no gradient
         return fit_temperature(lambda temperature: F.nll_loss(tempered(logs, temperature), labels), whose)
 
 

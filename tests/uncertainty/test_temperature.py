@@ -59,6 +59,15 @@ def test_a_label_without_probability_is_told():
         fit_classes(logs, torch.tensor([1]), "member 3")
 
 
+def test_classes_that_are_ruled_out_change_nothing():
+    torch.manual_seed(0)
+    logs = (torch.randn(200, 3) * 4).double().log_softmax(-1)
+    labels = torch.distributions.Categorical(logits=logs / 3).sample()
+    wider = torch.cat([logs, torch.full((200, 1), -math.inf)], 1)
+    found = fit_classes(wider, labels)
+    assert found == pytest.approx(fit_classes(logs, labels), rel=1e-9) and found > 2
+
+
 def test_a_loss_above_that_of_one_is_never_taken():
     assert fit_temperature(lambda temperature: temperature.log().square()) == 1.0
     assert fit_classes(torch.zeros(4, 2).log_softmax(-1), torch.tensor([0, 1, 0, 0])) == 1.0

@@ -29,6 +29,8 @@ from lightning_hypernet.target.loaders import Feed, check_loader
 from lightning_hypernet.target.networks import Networks
 from lightning_hypernet.target.reduction import Reduction, check_reduction, reduce_outputs
 from lightning_hypernet.target.replicas import version_of
+from lightning_hypernet.uncertainty import Predicting
+from lightning_hypernet.uncertainty.calibration import problems
 from lightning_hypernet.values import instance, whole
 
 
@@ -76,7 +78,7 @@ class Joined(nn.Module):
         return reduce_outputs(stack([network(*args, **kwargs) for network in self.networks]), self.reduce)
 
 
-class Ensemble(nn.Module):
+class Ensemble(Predicting):
     """A fixed set of networks of one target, evaluated together.
 
     The networks are set up once; calling them writes nothing, so that any number of threads may.
@@ -148,20 +150,22 @@ class Ensemble(nn.Module):
         return self.stored.latents()
 
     def __getitem__(self, index: slice) -> Ensemble:
-        """Some of the members, as an ensemble with a copy of the target."""
+        """Some of the members, as an ensemble with a copy of the target; all of them alone keep what `calibrate` fitted."""
         if not isinstance(index, slice):
             raise TypeError(
                 f"an ensemble is indexed by a slice, not by {type(index).__name__}; materialize() gives single members"
             )
         if not len(range(len(self))[index]):
             raise ValueError(f"there are {len(self)} members, and {index} leaves no member")
-        return Ensemble(
+        part = Ensemble(
             copy.deepcopy(self.executor),
             {name: value[index] for name, value in self.weights.tensors().items()},
             {name: value[index] for name, value in self.statistics.tensors().items()},
             self.latents[index],
             self.reduce,
         )
+        part.calibration = self.calibration.part(index, len(self))
+        return part
 
     @property
     def network(self) -> nn.Module:
@@ -196,6 +200,9 @@ class Ensemble(nn.Module):
         check_loader(loader, part=batches is not None)
         if self.executor.statistics.possible:
             self.statistics = StackedTensors(self._estimate(self.weights.tensors(), loader, batches, inputs))
+            if self.calibration.fitted:
+                self.calibration.forget()
+                warnings.warn("the ensemble was calibrated with other norm statistics: calibrate it again", stacklevel=2)
 
     def _estimate(
         self, weights: Mapping[str, Tensor], loader: Iterable[Any], batches: int | None, inputs: Callable[[Any], Any] | None
@@ -308,13 +315,14 @@ class Ensemble(nn.Module):
                 raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")
             numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
             target = _built(folder, content["target"], numbers, trust, tensors)
-        groups: dict[str, dict[str, Stored]] = {"weights": {}, "statistics": {}, "target": {}, "stored": {}}
+        groups: dict[str, dict[str, Stored]] = {name: {} for name in files.GROUPS}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             if group != "target" and "." in rest:
                 refuse(folder, [f"{name} has a dot in its name, where / stands"])
             groups.setdefault(group, {})[rest if group == "target" else rest.replace("/", ".")] = tensor
         refuse(folder, files.misfits(content, groups, target))
+        refuse(folder, (f"calibration.{text}" for text in problems(groups["calibration"], content["members"])))
         execution = content["execution"]
         try:
             check_reduction(content["reduce"])
@@ -336,7 +344,9 @@ class Ensemble(nn.Module):
         executor.target.load_state_dict(own)
         stored = read["stored"]
         latents = Latents(stored["z"], stored["component"].long(), stored["context"])
-        return cls(executor, read["weights"], read["statistics"], latents, content["reduce"])
+        ensemble = cls(executor, read["weights"], read["statistics"], latents, content["reduce"])
+        ensemble.calibration.take(read["calibration"])
+        return ensemble
 
 
 def _built(folder: str | Path, recipe: Any, numbers: int, trust: bool, tensors: Mapping[str, Stored]) -> nn.Module:

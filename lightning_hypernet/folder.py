@@ -32,6 +32,8 @@ from lightning_hypernet.archive import (
 from lightning_hypernet.values import instance, shown
 
 _TENSORS, _RECIPE = "ensemble.safetensors", "ensemble.json"
+GROUPS = ("weights", "statistics", "target", "stored", "calibration")
+"""The first parts of the tensors' names."""
 _KINDS = {"members": int, "choices": dict, "frozen": list, "aliases": dict, "tensors": dict, "checksum": int}
 _FEEDS = ({"args", "kwargs"}, {"changed"})
 _MORE = {"reduce", "execution", "feed", "batch_dim", "target", "format"}
@@ -95,7 +97,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     refuse(folder, problems)
     problems = differing(tensors, content["tensors"], "what was saved")
     problems += [f"{name} holds {tensor.shape[:1]} members, not {shown(content['members'])}" for name, tensor in tensors.items()
-                 if not name.startswith("target.") and tensor.shape[:1] != (content["members"],)]  # fmt: skip
+                 if not name.startswith(("target.", "calibration.")) and tensor.shape[:1] != (content["members"],)]  # fmt: skip
     if content["members"] < 1:
         problems.append(f"there are {content['members']} members")
     refuse(folder, problems)
@@ -168,8 +170,8 @@ def misfits(content: Mapping[str, Any], groups: Mapping[str, Mapping[str, Stored
     stored = {name: tensor.shape for name, tensor in groups["stored"].items()}
     if set(stored) != {"z", "component", "context"} or [len(shape) for shape in stored.values()].count(2) != 2:
         yield f"the latents are {stored}"
-    if set(groups) - {"weights", "statistics", "target", "stored"}:
-        yield f"{', '.join(sorted(set(groups) - {'weights', 'statistics', 'target', 'stored'}))} is unknown"
+    if set(groups) - set(GROUPS):
+        yield f"{', '.join(sorted(set(groups) - set(GROUPS)))} is unknown"
     if not all(
         isinstance(one, dict) and one.get("backend") in ("loop", "vmap", "batched", "blocked")
         for one in content["choices"].values()

@@ -46,15 +46,17 @@ class PopulationMetric(Plottable):
     """A metric of the class probabilities that several networks give the same examples.
 
     Predictions are ``(members, batch, classes)``: probabilities, or logits, which are told by numbers outside [0, 1], as
-    everywhere in torchmetrics. Labels are ``(batch,)``.
+    everywhere in torchmetrics. Labels are ``(batch,)``. Every pixel of maps ``(members, batch, classes, height, width)`` with
+    labels ``(batch, height, width)`` is an example, those labelled -100 are none.
     """
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add a batch.
 
         Args:
-            predictions: ``(members, batch, classes)``, what `Ensemble.members` or `Hypernet.run` returns.
-            labels: ``(batch,)``, integers.
+            predictions: ``(members, batch, classes)``, or maps ``(members, batch, classes, ...)``: what `Ensemble.members` or
+                `Hypernet.run` returns.
+            labels: ``(batch,)``, of maps ``(batch, ...)``, integers.
 
         Raises:
             TypeError: If they are no tensors of real numbers and of integers.
@@ -63,10 +65,11 @@ class PopulationMetric(Plottable):
         if not isinstance(predictions, Tensor) or not isinstance(labels, Tensor):
             kinds = f"{type(predictions).__name__} and {type(labels).__name__}"
             raise TypeError(f"predictions and labels must be tensors, not {kinds}")
-        if predictions.ndim != 3 or labels.shape != predictions.shape[1:2]:
+        shape = predictions.shape
+        if len(shape) < 3 or labels.shape != (shape[1], *shape[3:]):
             raise ValueError(
-                f"predictions must be (members, batch, classes) and labels (batch,), not {tuple(predictions.shape)} and "
-                f"{tuple(labels.shape)}"
+                f"predictions must be (members, batch, classes) and labels (batch,), not {tuple(shape)} and "
+                f"{tuple(labels.shape)}; of maps they are (members, batch, classes, ...) and (batch, ...)"
             )
         if not predictions.is_floating_point():
             raise TypeError(f"predictions must be probabilities or logits, real numbers, not {predictions.dtype}")
@@ -76,6 +79,10 @@ class PopulationMetric(Plottable):
             raise ValueError("predictions must be of two classes or more, not 1: give (1 - p, p) for the probability p of one")
         if predictions.isnan().any() or predictions.isposinf().any():
             raise ValueError("predictions hold NaN or infinite numbers")
+        if len(shape) > 3:
+            predictions, labels = _pixels(predictions, labels)
+            if not len(labels):
+                return
         labels = checked_labels(labels, predictions)
         predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
         if predictions.min() < 0 or predictions.max() > 1:
@@ -137,6 +144,12 @@ def checked_labels(labels: Tensor, outputs: Tensor) -> Tensor:
     return labels.long()
 
 
+def _pixels(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps as examples, one a pixel, those labelled -100 left out."""
+    kept = labels != -100
+    return predictions.movedim(2, -1)[:, kept], labels[kept]
+
+
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy over the last axis, in nats."""
     each: Tensor = torch.special.entr(probabilities)
@@ -149,9 +162,9 @@ def log(probabilities: Tensor) -> Tensor:
 
 
 def pair_mean(matrix: Tensor) -> Tensor:
-    """Mean over all ordered pairs of two different members of ``(members, members, ...)``."""
+    """Mean over all ordered pairs of two different members of ``(members, members, ...)``; one alone is its own pair."""
     members = len(matrix)
-    if members < 2:
-        raise ValueError("this metric compares members with each other and needs two or more, not 1")
+    if members == 1:
+        return matrix[0, 0]
     diagonal = matrix.diagonal(dim1=0, dim2=1).sum(-1)
     return (matrix.sum((0, 1)) - diagonal) / (members * (members - 1))

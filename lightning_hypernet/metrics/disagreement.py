@@ -81,4 +81,6 @@ class PairwiseKL(MeanScore):
     def score(self, probabilities: Tensor, labels: Tensor) -> Tensor:
         """The divergence of every example, ``(batch,)``."""
         crossed = torch.einsum("ibc,jbc->ijb", probabilities, log(probabilities))
-        return pair_mean(-entropy(probabilities)[:, None] - crossed)
+        divergences = -entropy(probabilities)[:, None] - crossed
+        divergences.diagonal(dim1=0, dim2=1).zero_()
+        return pair_mean(divergences)

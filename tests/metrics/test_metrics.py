@@ -163,11 +163,9 @@ def test_logits_are_told_from_probabilities():
         assert torch.allclose(value, same[name], rtol=1e-4), name
 
 
-def test_wrong_shapes_and_single_members_are_told():
+def test_wrong_shapes_are_told():
     with pytest.raises(ValueError, match=r"predictions must be .members, batch, classes. and labels .batch,., not .4, 3."):
         Disagreement().update(PREDICTIONS[0], LABELS)
-    with pytest.raises(ValueError, match="needs two or more, not 1"):
-        Disagreement().update(PREDICTIONS[:1], LABELS)
     with pytest.raises(ValueError, match="reduce must be"):
         MemberAccuracy("worst")
     with pytest.raises(ValueError, match="vote must be"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from lightning_hypernet.values import choice
 
 TRAINING = {
     "fit": "Train: the LightningModule, its data and the callback come from a YAML file.",
@@ -15,9 +18,18 @@ TRAINING = {
 }
 """The commands of Lightning's own command line."""
 _DESCRIPTION = (
-    "Train networks that generate networks, look at them, and take plain networks out. Every command has its own --help; "
-    "--debug keeps the traceback of an error."
+    "Train networks that generate networks, look at them, and take plain networks out. Every command has a --help of its own."
 )
+
+
+class _Completion(Action):
+    """Prints a script for a shell."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        import shtab
+
+        print(shtab.complete(parser, choice("--completion", values, shtab.SUPPORTED_SHELLS)))
+        parser.exit()
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,10 @@ COMMANDS = {
 
 def add_commands(action: Any) -> None:
     """Add the commands that do not train to a parser's subcommands."""
-    from jsonargparse import ArgumentParser
+    import jsonargparse
 
     for name, command in COMMANDS.items():
-        one = ArgumentParser(description=command.text, exit_on_error=False)
+        one = jsonargparse.ArgumentParser(description=command.text, exit_on_error=False)
         command.arguments(one)
         action.add_subcommand(name, one, help=command.text)
 
@@ -70,11 +82,18 @@ def parser(program: str) -> Any:
     Args:
         program: What the program is called.
     """
-    from jsonargparse import ArgumentParser
+    import jsonargparse
 
-    whole = ArgumentParser(prog=program, description=_DESCRIPTION, exit_on_error=False)
+    whole = jsonargparse.ArgumentParser(prog=program, description=_DESCRIPTION, exit_on_error=False)
+    whole.add_argument(
+        "--completion", action=_Completion, metavar="SHELL", help="Print what bash, zsh or tcsh needs to complete commands."
+    )
+    whole.add_argument("--debug", action="store_true", help="Keep the traceback of an error.")
     action = whole.add_subcommands(metavar="COMMAND")
     for name, text in TRAINING.items():
-        action.add_subcommand(name, ArgumentParser(description=text, exit_on_error=False), help=text)
+        one = jsonargparse.ArgumentParser(description=text, exit_on_error=False)
+        for option in ("--config", "--model", "--data", "--ckpt_path", "--print_config"):  # the whole parser has many more
+            one.add_argument(option)
+        action.add_subcommand(name, one, help=text)
     add_commands(action)
     return whole

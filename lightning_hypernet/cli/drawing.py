@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_hypernet.cli.problems import CommandError
+from lightning_hypernet.cli.networks import networks_of
 from lightning_hypernet.cli.progress import stage, track
-from lightning_hypernet.cli.sources import Source, add_data, add_source
+from lightning_hypernet.cli.sources import Source, add_data, add_source, is_timm
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.values import whole
@@ -24,7 +24,7 @@ Each file holds the state dict of one plain network; nothing of a hypernetwork i
 
     from safetensors.torch import load_file
 
-    network = ...  # built as before: {kind}
+    {built}
     network.load_state_dict(load_file("{first}"))
 
 `members.json` tells of each network what it was generated from. Drawn from `{source}`{how}.
@@ -54,7 +54,7 @@ def run(options: Any) -> None:
     with stage("loading"):
         network = source.network()
     ensemble = drawn(network, source, options)
-    write(ensemble, folder, options.source, options.seed)
+    write(ensemble, folder, options.source, options.seed, _building(options))
     print(f"{len(ensemble)} plain networks of {type(ensemble.target).__name__} in {folder}")
 
 
@@ -79,17 +79,12 @@ def drawn(network: Hypernet | Ensemble, source: Source, options: Any) -> Ensembl
             raise CommandError(f"the ensemble holds {len(network)} networks, not {count}: more come of a checkpoint alone")
         return network[: len(network) if count is None else count]
     if options.members:
-        everyone = network.ensemble(network.member_population())
+        everyone = networks_of(network, source)
         return everyone if count is None else everyone[:count]
-    if options.seed is not None:
-        network.prior.seed, network.prior.draws = options.seed, 0
-    context = None if options.context is None else torch.tensor(options.context)
-    loader = source.any_loader("train") if network.executor.statistics.possible else None
-    batches = None if loader is None else track(loader, "estimating norm statistics")
-    return network.ensemble(10 if count is None else count, options.component, context, batches)
+    return networks_of(network, source, 10 if count is None else count, options.seed, options.component, options.context)
 
 
-def write(ensemble: Ensemble, folder: Path, source: str, seed: int | None = None) -> None:
+def write(ensemble: Ensemble, folder: Path, source: str, seed: int | None = None, built: str | None = None) -> None:
     """Write every network of an ensemble as safetensors, with a page and a file about them.
 
     Args:
@@ -97,6 +92,7 @@ def write(ensemble: Ensemble, folder: Path, source: str, seed: int | None = None
         folder: Made if it does not exist.
         source: Where they come from, for the page.
         seed: What they were drawn with, for the page.
+        built: The lines of Python that build a plain network, for the page.
 
     Raises:
         CommandError: If a state dict holds what is no tensor.
@@ -115,9 +111,16 @@ def write(ensemble: Ensemble, folder: Path, source: str, seed: int | None = None
             {"file": file, "component": int(latents.component[index]), "context": context, "z": latents.z[index].tolist()}
         )
     about = {"target": kind, "source": source, "seed": seed, "tensors": _shapes(states[0]), "members": members}
-    (folder / "members.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "members.json").write_text(_written(about))
     how = "" if seed is None else f" with the seed {seed}"
-    page = README.format(count=len(states), kind=kind, first=members[0]["file"], source=source, how=how)
+    page = README.format(
+        count=len(states),
+        kind=kind,
+        first=members[0]["file"],
+        source=source,
+        how=how,
+        built=built or f"network = ...  # a {kind}, built as for the training",
+    )
     (folder / "README.md").write_text(page)
 
 
@@ -131,3 +134,22 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in state.items()}
+
+
+def _written(about: Mapping[str, Any]) -> str:
+    """JSON with a line for every entry, and for every network."""
+    lines = [f"  {json.dumps(one)}" for one in about["members"]]
+    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in about.items() if key != "members"]
+    return "{\n" + ",\n".join([*entries, ' "members": [\n' + ",\n".join(lines) + "\n ]"]) + "\n}\n"
+
+
+def _building(options: Any) -> str | None:
+    """How the network is built that was named on the command line; None where it is a part of a LightningModule."""
+    if options.model is None:
+        return None
+    given = [f"{name}={value!r}" for name, value in (options.init_args or {}).items()]
+    if is_timm(options.model):
+        return f"network = timm.create_model({', '.join([repr(options.model), *given])})"
+    module, _, name = options.model.partition(":") if ":" in options.model else options.model.rpartition(".")
+    made = f"{module}.{name}({', '.join(given)})"
+    return f"network = {made}  # or the part of it that was the target"

@@ -50,8 +50,8 @@ def _run(arguments: list[str]) -> None:
     from lightning_hypernet.cli.commands import COMMANDS, TRAINING, parser
 
     asked = next((one for one in arguments if not one.startswith("-")), None)
-    completes = "_ARGCOMPLETE" in os.environ or any(one.startswith("--print_completion") for one in arguments)
-    if asked in TRAINING or completes:
+    completes = "_ARGCOMPLETE" in os.environ
+    if arguments[:1] != ["--completion"] and (asked in TRAINING or completes):
         from lightning_hypernet.cli.training import train
 
         train(PROGRAM, arguments, completes)

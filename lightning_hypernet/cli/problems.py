@@ -43,8 +43,8 @@ def _shortest(text: str) -> str:
             " ".join(entry.split()) for entry in _ANY.split(rest.partition("\nGiven value")[0].partition("\n  Given")[0])
         ]
         meant = [entry for entry in entries if entry and not entry.startswith(_NOISE)]
-        rest = meant[0] if meant else rest
-        asked = re.search(r"given class_path '([^']*)': Option '[^']*' is not accepted", rest)
+        rest = re.sub(r"^Problem with given class_path '([^']*)':", r"\1:", meant[0]) if meant else rest
+        asked = re.match(r"(\S*): Option '[^']*' is not accepted", rest)
         if asked and key:
             rest += f"; --{key[1]}.help {asked[1]} behind the command lists its options"
     return " ".join(f"{key[1]}: {rest}".split() if key else rest.split())

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from lightning_hypernet.analysis.batches import labelled
 from lightning_hypernet.cli.problems import CommandError
+from lightning_hypernet.cli.networks import networks_of
 from lightning_hypernet.cli.progress import stage, track
 from lightning_hypernet.cli.sources import Source, add_data, add_source
 from lightning_hypernet.cli.tables import table
 from lightning_hypernet.ensemble import Ensemble
-from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.metrics import population_metrics
-from lightning_hypernet.values import whole
 
 _ROWS = (
     ("accuracy", "member_accuracy", "best_member_accuracy", "ensemble_accuracy"),
@@ -51,22 +50,12 @@ def run(options: Any) -> None:
     with stage("loading"):
         network = source.network()
     loader = source.loader(options.split)
-    ensemble = network if isinstance(network, Ensemble) else _ensemble(network, source, options)
+    ensemble = network if isinstance(network, Ensemble) else networks_of(network, source, options.count, options.seed)
     figures, each = scores(ensemble, track(loader, "evaluating"))
     if options.json:
         print(json.dumps({"members": len(ensemble), "split": options.split, **figures, "accuracy_of_members": each}))
         return
     print(scores_table(figures, len(ensemble)))
-
-
-def _ensemble(network: Hypernet, source: Source, options: Any) -> Ensemble:
-    if options.count is None:
-        return network.ensemble(network.member_population())
-    if options.seed is not None:
-        network.prior.seed, network.prior.draws = options.seed, 0
-    loader = source.any_loader("train") if network.executor.statistics.possible else None
-    batches = None if loader is None else track(loader, "estimating norm statistics")
-    return network.ensemble(whole("-n", options.count), loader=batches)
 
 
 @torch.no_grad()
@@ -104,6 +93,7 @@ def scores_table(figures: dict[str, float], members: int) -> str:
         members: How many members there are.
     """
     rows = [("", "mean of members", "best member", "ensemble")]
-    rows += [(text, *(f"{figures[name]:.4f}" if name else "-" for name in names)) for text, *names in _ROWS]
-    between = [(text, f"{figures[name]:.4f}") for name, text in _BETWEEN.items()]
+    shown = {name: f"{value:.4f}" for name, value in figures.items()} | {"": "-"}
+    rows += [(text, shown[mean], shown[best], shown[joined]) for text, mean, best, joined in _ROWS]
+    between = [(text, shown[name]) for name, text in _BETWEEN.items()]
     return f"{table(rows)}\n\n{table([('between the members', ''), *between])}\n\n{members} members"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def model_of(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module
         try:
             made = imported(name)
         except CommandError:
-            if ":" in name or not _is_timm(name):
+            if ":" in name or not is_timm(name):
                 raise
         else:
             made = made(**given) if callable(made) and not isinstance(made, nn.Module) else made
@@ -100,14 +101,15 @@ def model_of(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module
             return made
     import timm
 
-    if not _is_timm(name):
+    if not is_timm(name):
         near = guess(name, timm.list_models())
         raise CommandError(f"timm has no model {name!r}{near or ';'} a model of your own is named as package.module:Class")
     made_by_timm: nn.Module = timm.create_model(name, **given)
     return made_by_timm
 
 
-def _is_timm(name: str) -> bool:
+def is_timm(name: str) -> bool:
+    """Whether a name is that of a model of timm's."""
     import timm
 
     return bool(timm.is_model(name.partition(".")[0])) and ":" not in name
@@ -139,11 +141,10 @@ class Source:
             CommandError: If it is not clear what the target is built by.
         """
         if not self.path.is_dir():
-            target, name = self._target()
-            return Hypernet.from_checkpoint(self.path, target, name=name, trust=self.options.trust)
-        target = None
-        if self.options.model is not None or self.module is not None:
-            target, _ = self._target()
+            built, name = self._target()
+            return Hypernet.from_checkpoint(self.path, built, name=name, trust=self.options.trust)
+        named = self.options.model is not None or self.module is not None
+        target = self._target()[0] if named else None
         if (self.path / "ensemble.json").is_file():
             return Ensemble.load(self.path, target, trust=self.options.trust).eval()
         load = getattr(Hypernet, "from_pretrained", None)
@@ -229,8 +230,7 @@ def _configured(path: str) -> tuple[Any, Any]:
     if "model" not in found:
         raise CommandError(f"{path} names no model, as the YAML file of fit does")
     modules, sources = [pl.LightningModule], [pl.LightningDataModule]
-    if importlib.util.find_spec("lightning") is not None:
-        other = importlib.import_module("lightning.pytorch")
+    if other := sys.modules.get("lightning.pytorch"):
         modules.append(other.LightningModule)
         sources.append(other.LightningDataModule)
     parser = ArgumentParser(exit_on_error=False)

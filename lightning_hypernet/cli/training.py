@@ -22,11 +22,6 @@ def train(program: str, arguments: Sequence[str], complete: bool = False) -> Non
         arguments: What stands behind it.
         complete: Whether the parser holds the other commands too, as completions of a shell need it.
     """
-    if complete:
-        import jsonargparse
-
-        with suppress(AttributeError, TypeError, ValueError):  # older ones have --print_shtab in any case
-            jsonargparse.set_parsing_settings(add_print_completion_argument=True)
     texts = {name: {"description": text, "exit_on_error": False} for name, text in TRAINING.items()}
     parsers = {"prog": program, "exit_on_error": False, **texts}
     _command_line(tree_of(arguments), complete)(parser_kwargs=parsers, args=list(arguments))
@@ -38,13 +33,12 @@ def tree_of(arguments: Sequence[str]) -> ModuleType:
     Args:
         arguments: Those of the command, which name the module, or a YAML file that does.
     """
-    if importlib.util.find_spec("lightning") is not None:
-        other = importlib.import_module("lightning.pytorch.cli")
-        for path in _models(arguments):
-            with suppress(AttributeError, ImportError, TypeError):
-                module, _, name = path.rpartition(".")
-                if issubclass(getattr(importlib.import_module(module), name), other.LightningModule):
-                    return other
+    for path in _models(arguments):
+        module, _, name = path.rpartition(".")
+        with suppress(Exception):  # what is wrong with it is told when it is built
+            named, other = getattr(importlib.import_module(module), name), sys.modules.get("lightning.pytorch")
+            if other is not None and issubclass(named, other.LightningModule):
+                return importlib.import_module("lightning.pytorch.cli")
     return importlib.import_module("pytorch_lightning.cli")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.cli.networks import networks_of
+from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.cli.progress import stage, track
 from lightning_hypernet.cli.sources import Source, add_data, add_source, is_timm
 from lightning_hypernet.ensemble import Ensemble
@@ -54,7 +54,7 @@ def run(options: Any) -> None:
     with stage("loading"):
         network = source.network()
     ensemble = drawn(network, source, options)
-    write(ensemble, folder, options.source, options.seed, _building(options))
+    write(ensemble, folder, options.source, options.seed, _building(options, source.part))
     print(f"{len(ensemble)} plain networks of {type(ensemble.target).__name__} in {folder}")
 
 
@@ -143,8 +143,8 @@ def _written(about: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join([*entries, ' "members": [\n' + ",\n".join(lines) + "\n ]"]) + "\n}\n"
 
 
-def _building(options: Any) -> str | None:
-    """How the network is built that was named on the command line; None where it is a part of a LightningModule."""
+def _building(options: Any, part: str) -> str | None:
+    """How the network is built that was named on the command line; None where a YAML file names it."""
     if options.model is None:
         return None
     given = [f"{name}={value!r}" for name, value in (options.init_args or {}).items()]
@@ -152,4 +152,4 @@ def _building(options: Any) -> str | None:
         return f"network = timm.create_model({', '.join([repr(options.model), *given])})"
     module, _, name = options.model.partition(":") if ":" in options.model else options.model.rpartition(".")
     made = f"{module}.{name}({', '.join(given)})"
-    return f"network = {made}  # or the part of it that was the target"
+    return f"network = {made}{part}"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_hypernet.analysis.batches import labelled
-from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.cli.networks import networks_of
+from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.cli.progress import stage, track
 from lightning_hypernet.cli.sources import Source, add_data, add_source
 from lightning_hypernet.cli.tables import table

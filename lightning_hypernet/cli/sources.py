@@ -120,11 +120,15 @@ class Source:
 
     Args:
         options: Those of `add_source`, and of `add_data` if there are some.
+
+    Attributes:
+        part: Where in the model that was named the target is, as ``.model``; empty: it is the model.
     """
 
     def __init__(self, options: Any) -> None:
         self.options, self.path = options, Path(options.source)
         self.module: Any = None
+        self.part = ""
         self.data: Any = None
         if not self.path.exists():
             raise CommandError(f"there is no file or folder {self.path}")
@@ -173,7 +177,8 @@ class Source:
         if name in (None, ".") or not hasattr(model, "training_step"):
             return model, name
         try:
-            return model.get_submodule(name), name
+            found, self.part = model.get_submodule(name), f".{name}"
+            return found, name
         except AttributeError as error:
             raise CommandError(f"{type(model).__name__} has no {name!r}, the target of {self.path.name}") from error
 

@@ -24,11 +24,11 @@ class Digits(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The images to train with."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """The others."""
-        return DataLoader(self.rest, 256)
+        return DataLoader(self.rest, batch_size=256)
 
 
 class Classifier(pl.LightningModule):

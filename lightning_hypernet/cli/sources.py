@@ -40,7 +40,7 @@ def add_model(parser: Any, name: str, text: str) -> None:
     """Give a parser the arguments that name a model, and what it is built with."""
     parser.add_argument(name, type=str, help=text)
     parser.add_argument(
-        "--init_args", type=dict, metavar="JSON",
+        "--init_args", type=dict[str, Any], metavar="JSON",
         help='What it is built with, as in --init_args \'{"num_classes": 10}\' or --init_args.num_classes 10.',
     )  # fmt: skip
 

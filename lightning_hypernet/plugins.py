@@ -209,6 +209,10 @@ class Plugins:
         self.rules[layer] = rule
         self._ruled_by[layer] = name
 
+    def origin_of(self, layer: type[nn.Module]) -> str:
+        """The plug-in that brought the filter rule of a layer; empty if there is none."""
+        return self._ruled_by.get(layer, "")
+
     def absence(self, plugin: str) -> str:
         """Why a plug-in is not there, and what to do about it."""
         if plugin in self.failed:

@@ -129,6 +129,12 @@ def widened(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
+def roomy(low: float, high: float) -> tuple[float, float]:
+    """A range with some room on both sides."""
+    low, high = widened(low, high)
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
 def heat(values: Sequence[Sequence[float]], title: str, unit: str = "") -> str:
     """A square table as shades, the darker the larger; the diagonal is left blank."""
     count = len(values)

@@ -19,7 +19,7 @@ def text_of(value: Cell, percent: bool = False) -> str:
         percent: Whether a number is a share.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
+        return "-"
     if isinstance(value, str):
         return value
     if percent:

@@ -113,7 +113,7 @@ def render(
         history: Epochs and the figures of their validations.
     """
     kind = type(hypernet.target).__name__
-    measured = f", tested on {found.examples:,} {'numbers' if found.kind in ('numbers', 'outputs') else 'labels'}"
+    measured = f", run on {found.examples:,} {'outputs' if found.kind in ('numbers', 'outputs') else 'examples'}"
     networks = f"{found.networks} network{'s' if found.networks > 1 else ''}"
     lead = f"{networks} of one hypernetwork for {kind}{measured if found.examples else ''}."
     sections = [
@@ -146,7 +146,7 @@ def _what(hypernet: Hypernet) -> str:
     facts = {
         "target": type(hypernet.target).__name__,
         "weights": f"{banks.weights:,} in {len(banks)} banks of {banks.filters:,} filters",
-        "generator": f"{type(generator).__name__}, {count:,} parameters, {count / banks.weights:.2f} times the target's weights",
+        "generator": f"{type(generator).__name__}, {count:,} parameters, {count / banks.weights:.2f} times the weights",
         "latent": f"{hypernet.latent_dim} numbers, {prior}, {hypernet.components} component{'s' * (hypernet.components > 1)}",
         "condition": f"{hypernet.context_dim} numbers" if hypernet.context_dim else "none",
         "gauge": f"symmetries not read: {unread}"
@@ -177,7 +177,7 @@ def _good(found: Findings, history: Sequence[tuple[float, Mapping[str, float]]])
         rows.append([name, *figures])
         if figures[0] is not None and figures[2] is not None and figures[0] != figures[2]:
             best[len(rows) - 1] = 3 if (figures[2] > figures[0]) == more else 1
-    heads = ["figure", "a network, in the mean", "the best network", "all together"]
+    heads = ["figure", "mean network", "best network", "all together"]
     shares = [one[2] for one in compared]
     intro = "Each network by itself against all of them together, whose outputs are averaged. Green is the better of the two."
     drawn = [*pictures.good(found), pictures.history(history)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_hypernet.reports.charts import Chart, heat, shades, widened
+from lightning_hypernet.reports.charts import Chart, heat, roomy, shades, widened
 from lightning_hypernet.reports.findings import Findings
 from lightning_hypernet.reports.markup import card
 
@@ -56,7 +56,7 @@ def reliability(rows: Tensor) -> str:
             chart.bar(index / len(rows), (index + 1) / len(rows), accuracy, tip)
     chart.line([(0, 0), (1, 1)], "c", "as confident as right")
     seen = [(confidence, accuracy) for count, confidence, accuracy in rows.tolist() if count]
-    chart.dots(seen, colour="b", size=4, name="mean confidence of a bin")
+    chart.dots(seen, colour="b", size=4, name="bins, at their mean confidence")
     return card(
         "Reliability",
         "Bars on the dashed line: the ensemble is right as often as it says. Few examples make noise.",
@@ -68,7 +68,7 @@ def agreement(points: Tensor) -> str:
     """What the ensemble says over what is right."""
     rows = points.tolist()
     bounds = min(min(row[:2]) for row in rows), max(max(row[:2]) for row in rows)
-    chart = Chart(bounds, bounds, ("what is right", "mean of the networks"), "Prediction over what is right")
+    chart = Chart(roomy(*bounds), roomy(*bounds), ("what is right", "mean of the networks"), "Prediction over what is right")
     chart.line([(bounds[0], bounds[0]), (bounds[1], bounds[1])], "c", "no error")
     chart.dots([(row[0], row[1]) for row in rows], [f"{row[1]:.4g} ± {row[2]:.2g}, right: {row[0]:.4g}" for row in rows])
     return card(
@@ -112,7 +112,7 @@ def different(found: Findings) -> list[str]:
         points = found.scatter.points[:, :2]
         (left, low), (right, high) = points.amin(0).tolist(), points.amax(0).tolist()
         shares = [f"component {index + 1}, {100 * share:.0f} %" for index, share in enumerate(found.scatter.explained.tolist())]
-        chart = Chart((left, right), (low, high), (shares[0], shares[1]), "Principal components of weights")
+        chart = Chart(roomy(left, right), roomy(low, high), (shares[0], shares[1]), "Principal components of weights")
         for index in sorted(set(found.scatter.components.tolist())):
             chosen = points[found.scatter.components == index].tolist()
             chart.dots([(x, y) for x, y in chosen], colour="abc"[index % 3])
@@ -122,7 +122,7 @@ def different(found: Findings) -> list[str]:
         curves = found.paths
         both = [100 * value for value in (*curves.direct.flatten().tolist(), *curves.interpolated.flatten().tolist())]
         names = ("way from one network to the other", "accuracy, %")
-        chart = Chart((0, 1), (min(both), max(both)), names, "Accuracy on the way between two networks")
+        chart = Chart((0, 1), roomy(min(both), max(both)), names, "Accuracy on the way between two networks")
         for values, colour, name in ((curves.direct, "b", "straight in weights"), (curves.interpolated, "a", "straight in z")):
             for one in values:
                 chart.line(list(zip(curves.at.tolist(), (100 * one).tolist(), strict=True)), colour, name, thin=True)
@@ -148,7 +148,9 @@ def good(found: Findings) -> list[str]:
         pairs = ((curves.ensemble, "a", "ensemble"), (curves.average, "b", "one network with the mean of their weights"))
         lines = [(list(map(float, curves.counts)), (100 * values).tolist(), colour, name) for values, colour, name in pairs]
         every = [value for _, values, _, _ in lines for value in values]
-        chart = Chart((1, max(curves.counts)), (min(every), max(every)), ("networks", "accuracy, %"), "Accuracy over networks")
+        chart = Chart(
+            (1, max(curves.counts)), roomy(min(every), max(every)), ("networks", "accuracy, %"), "Accuracy over networks"
+        )
         for counts, values, colour, name in lines:
             points = list(zip(counts, values, strict=True))
             chart.line(points, colour, name)
@@ -166,7 +168,9 @@ def history(rows: Sequence[tuple[float, Mapping[str, float]]]) -> str:
         if len(chosen) > 1:
             lines = [[(at, factor * figures[key]) for at, figures in chosen] for key in keys]
             every = [value for line in lines for _, value in line]
-            chart = Chart((chosen[0][0], chosen[-1][0]), (min(every), max(every)), ("epoch", unit), "Validation over epochs")
+            chart = Chart(
+                (chosen[0][0], chosen[-1][0]), roomy(min(every), max(every)), ("epoch", unit), "Validation over epochs"
+            )
             for line, colour, label in zip(lines, "ba", ("mean of the networks", "all together"), strict=True):
                 chart.line(line, colour, label)
             return card("While it trained", "After every validation.", chart.html())

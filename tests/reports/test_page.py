@@ -218,7 +218,13 @@ document.body.dataset.told = JSON.stringify(told);
 def test_in_a_browser_themes_switch_tables_sort_and_nothing_overflows(hypernet, batches, tmp_path, width):
     page = write_report(hypernet, batches, tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", CLICKS))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", f"--window-size={width},900"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'user'}",
+        f"--window-size={width},900",
+    ]
     command = [BROWSER, *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     told = re.search(r'data-told="([^"]*)"', dom).group(1).replace("&quot;", '"')

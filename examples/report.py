@@ -1,7 +1,7 @@
 """A hypernetwork and one page about it: what it is, how good and how different its networks are, how to use it.
 
-Trains on scikit-learn's bundled digits beside a `HypernetReport`, which logs at validations and writes the page at the end. About
-a minute on one core.
+Trains on scikit-learn's bundled digits beside a `HypernetReport`, which logs at validations and writes the page at the end.
+About a minute on one core.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def fit(tmp_path, callbacks, logger=False, validate=True):
 
 
 def callback():
-    return HypernetCallback("model", samples=2, members=4, example_inputs=torch.zeros(2, 4))
+    return HypernetCallback("model", samples=2, members=4, execution="loop", example_inputs=torch.zeros(2, 4))
 
 
 def test_figures_are_logged_and_the_page_is_written_beside_the_log(tmp_path):

@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="*", default=[])
     parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--functions", type=int, default=20)
+    parser.add_argument("--functions", type=int, default=60)
     parser.add_argument("--by-nuts", type=int, default=2)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

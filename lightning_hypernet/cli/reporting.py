@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.cli.progress import stage
 from lightning_hypernet.cli.sources import Source, add_data, add_source
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.reports import write_report
 
 
 def arguments(parser: Any) -> None:
@@ -28,7 +28,6 @@ def run(options: Any) -> None:
     if isinstance(network, Ensemble):
         raise CommandError(f"{source.path} holds an ensemble, and a report is on a hypernetwork: name its checkpoint")
     loader = source.loader(options.split)
-    page.parent.mkdir(parents=True, exist_ok=True)
     with stage("analysing"):
-        importlib.import_module("lightning_hypernet.reports").write_report(network, loader, page, title=options.title)
+        write_report(network, loader, page, title=options.title, checkpoint=source.path)
     print(f"report: {page.resolve()}")

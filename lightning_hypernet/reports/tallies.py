@@ -1,0 +1,189 @@
+"""Tallies: what a report counts of members' outputs, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_hypernet.metrics import (
+    EnsembleAccuracy,
+    EnsembleBrier,
+    EnsembleCalibrationError,
+    EnsembleNLL,
+    population_metrics,
+)
+
+BINS = 15
+"""Bins of confidence, as many as `EnsembleCalibrationError` has."""
+_POINTS = 400
+_OF_PAIRS = ("disagreement", "pairwise_kl", "double_fault", "q_statistic")
+
+
+def first_tensor(outputs: Any) -> Tensor | None:
+    """The tensor of real numbers that outputs are or begin with, of a mapping that named ``logits``; None if there is none."""
+    if isinstance(outputs, Tensor):
+        return outputs if outputs.is_floating_point() else None
+    if isinstance(outputs, Mapping):
+        outputs = [*(outputs[key] for key in ("logits",) if key in outputs), *outputs.values()]
+    if isinstance(outputs, (list, tuple)):
+        return next((found for found in map(first_tensor, outputs) if found is not None), None)
+    return None
+
+
+def as_classes(outputs: Tensor, labels: Any) -> tuple[Tensor, Tensor] | None:
+    """Outputs ``(S, n, classes)`` and labels ``(n,)``, of maps one for every place; None if labels are no classes of them.
+
+    Args:
+        outputs: ``(S, batch, classes)``, or of maps ``(S, batch, classes, ...)``.
+        labels: ``(batch,)`` or ``(batch, ...)``. Places of maps whose label is no class are left out.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return None
+    if outputs.ndim < 3 or outputs.shape[2] < 2 or labels.shape != outputs.shape[1:2] + outputs.shape[3:]:
+        return None
+    if labels.ndim == 1:
+        return outputs, labels
+    flat, labels = outputs.movedim(2, -1).flatten(1, -2), labels.flatten()
+    kept = (labels >= 0) & (labels < outputs.shape[2])
+    return flat[:, kept], labels[kept]
+
+
+def as_numbers(outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
+    """Outputs ``(S, n)`` and the numbers ``(n,)`` they should be; None if there is not one for each.
+
+    Args:
+        outputs: ``(S, batch, ...)``.
+        targets: As many numbers as each member's outputs, the batch first.
+    """
+    if not isinstance(targets, Tensor) or targets.is_complex() or not targets.numel():
+        return None
+    if targets.numel() != outputs[0].numel() or targets.shape[:1] != outputs.shape[1:2]:
+        return None
+    return outputs.flatten(1), targets.to(outputs).flatten()
+
+
+class ClassTally:
+    """Figures of members' class probabilities.
+
+    Args:
+        members: How many members.
+        classes: How many classes.
+        device: Where the predictions are.
+    """
+
+    def __init__(self, members: int, classes: int, device: torch.device) -> None:
+        metrics = population_metrics(classes).items()
+        self.together: dict[str, Metric] = {
+            name: metric.to(device) for name, metric in metrics if members > 1 or name not in _OF_PAIRS
+        }
+        self.alone: list[dict[str, Metric]] = [
+            {
+                "accuracy": EnsembleAccuracy().to(device),
+                "nll": EnsembleNLL().to(device),
+                "brier": EnsembleBrier().to(device),
+                "ece": EnsembleCalibrationError(classes, BINS).to(device),
+            }
+            for _ in range(members)
+        ]
+        self.bins = torch.zeros(BINS, 3, dtype=torch.double)
+        self.differing = torch.zeros(members, members, dtype=torch.double)
+        self.count = 0
+
+    def add(self, predictions: Tensor, labels: Tensor) -> None:
+        """Add predictions ``(S, n, classes)``, probabilities or logits, and labels ``(n,)``."""
+        if not len(labels):
+            return
+        predictions = predictions.float()
+        if predictions.min() < 0 or predictions.max() > 1:
+            predictions = predictions.softmax(-1)
+        for metric in self.together.values():
+            metric.update(predictions, labels)
+        for index, metrics in enumerate(self.alone):
+            for metric in metrics.values():
+                metric.update(predictions[index : index + 1], labels)
+        confidence, said = (one.cpu() for one in predictions.double().mean(0).max(-1))
+        rows = torch.stack([torch.ones_like(confidence), confidence, (said == labels.cpu()).double()], 1)
+        self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
+        votes = predictions.argmax(-1)
+        self.differing += (votes[:, None] != votes[None]).double().sum(-1).cpu()
+        self.count += len(labels)
+
+    def figures(self) -> dict[str, float]:
+        """The metrics of `population_metrics`, and the means of the members' own where these have none."""
+        own = self.members()
+        means = {f"member_{name}": sum(row[name] for row in own) / len(own) for name in ("brier", "ece")}
+        return {**{name: float(metric.compute()) for name, metric in self.together.items()}, **means}
+
+    def members(self) -> list[dict[str, float]]:
+        """The figures of every member by itself, and its mean disagreement with the others."""
+        found = [{name: float(metric.compute()) for name, metric in metrics.items()} for metrics in self.alone]
+        if len(found) > 1:
+            for row, differing in zip(found, self.disagreement(), strict=True):
+                row["disagreement"] = float(differing.sum() / (len(found) - 1))
+        return found
+
+    def disagreement(self) -> Tensor:
+        """Share of examples on which two members say different classes, ``(S, S)``."""
+        return self.differing / max(self.count, 1)
+
+    def reliability(self) -> Tensor:
+        """For every bin of confidence: examples, mean confidence, accuracy; ``(bins, 3)``, zeros where there are none."""
+        counts = self.bins[:, :1]
+        return torch.cat([counts, self.bins[:, 1:] / counts.clamp(min=1)], 1)
+
+
+class NumberTally:
+    r"""Errors of members' numbers, and how far members are from each other.
+
+    .. math:: \text{rmse} = \sqrt{\tfrac{1}{n} \sum_i (\tfrac{1}{S} \sum_s y_{si} - t_i)^2}, \quad
+        \text{spread} = \sqrt{\tfrac{1}{n} \sum_i \tfrac{1}{S} \sum_s (y_{si} - \bar y_i)^2}
+
+    Args:
+        members: How many members.
+    """
+
+    def __init__(self, members: int) -> None:
+        self.sums = torch.zeros(members, 2, dtype=torch.double)
+        self.joined = torch.zeros(3, dtype=torch.double)
+        self.points = torch.zeros(0, 3, dtype=torch.double)
+        self.count, self.right = 0, True
+
+    def add(self, outputs: Tensor, targets: Tensor | None) -> None:
+        """Add outputs ``(S, n)`` and what they should be ``(n,)``, or None if nobody knows."""
+        outputs = outputs.double().cpu()
+        mean, deviation = outputs.mean(0), outputs.std(0, correction=0)
+        self.right &= targets is not None
+        wanted = mean if targets is None else targets.double().cpu()
+        errors = outputs - wanted
+        self.sums += torch.stack([errors.square().sum(1), errors.abs().sum(1)], 1)
+        error = mean - wanted
+        self.joined += torch.stack([error.square().sum(), error.abs().sum(), deviation.square().sum()])
+        self.points = torch.cat([self.points, torch.stack([wanted, mean, deviation], 1)])[:_POINTS]
+        self.count += outputs.shape[1]
+
+    def figures(self) -> dict[str, float]:
+        """Errors of the members in the mean and of their mean; the spread of the members."""
+        spread = {"spread": float((self.joined[2] / self.count).sqrt())}
+        if not self.right:
+            return spread
+        own = self.members()
+        return {
+            "member_rmse": sum(row["rmse"] for row in own) / len(own),
+            "best_member_rmse": min(row["rmse"] for row in own),
+            "ensemble_rmse": float((self.joined[0] / self.count).sqrt()),
+            "member_mae": sum(row["mae"] for row in own) / len(own),
+            "best_member_mae": min(row["mae"] for row in own),
+            "ensemble_mae": float(self.joined[1] / self.count),
+            **spread,
+        }
+
+    def members(self) -> list[dict[str, float]]:
+        """The errors of every member; empty dictionaries if nobody knows what is right."""
+        if not self.right:
+            return [{} for _ in self.sums]
+        means = self.sums / self.count
+        return [{"rmse": float(square.sqrt()), "mae": float(absolute)} for square, absolute in means]

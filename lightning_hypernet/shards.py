@@ -1,0 +1,41 @@
+"""Shards: tensors of which every rank holds a part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a `DTensor`, whose numbers lie on several ranks."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, without a copy: its shard, or all of a tensor that is none."""
+    part: Any = tensor.detach() if is_sharded(tensor) else tensor
+    return part.to_local() if is_sharded(tensor) else tensor
+
+
+def gathered(value: Any) -> Any:
+    """A tensor with the shards of all ranks, which must all come here; whatever else it is, as it is."""
+    return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
+
+
+def refuse_sharded(module: nn.Module, path: str) -> None:
+    """The weights of a target are generated, and a rank needs them whole.
+
+    Args:
+        module: The target.
+        path: Its path.
+
+    Raises:
+        ValueError: If parameters or buffers of it are sharded.
+    """
+    names = [name for name, value in (*module.named_parameters(), *module.named_buffers()) if is_sharded(value)]
+    if names:
+        raise ValueError(
+            f"{', '.join(names[:3])} of the target {path!r} are sharded already: leave the target out of fully_shard, the "
+            "callback shards the generator of its weights in configure_model"
+        )

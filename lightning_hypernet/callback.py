@@ -32,7 +32,7 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
-from lightning_hypernet.sharding import keep_apart, shard_later, shards, state_of
+from lightning_hypernet.sharding import add_state, keep_apart, shard_later, shards, take_others
 from lightning_hypernet.task_step import Support, check_tasks, tasks_step
 from lightning_hypernet.training_step import (
     Split,
@@ -375,11 +375,11 @@ class HypernetCallback(BaseCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell of options that are others than in the checkpoint, where it can be loaded all the same."""
+        take_others(checkpoint, "hypernet" if self.target == "." else self.target, self.hypernet)
         kept = recipe_of(checkpoint, self.target)
-        if kept is not None:
-            different = differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
-            if different:
-                warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
+        different = kept and differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
+        if different:
+            warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
@@ -391,7 +391,7 @@ class HypernetCallback(BaseCallback):
         names = ["hypernet"] if self.target == "." else [self.target, *self._twins]
         targets = [self.target, *self._twins]
         for name, target, hypernet in zip(names, targets, (self.hypernet, *self.twins), strict=True):
-            checkpoint["state_dict"].update({f"{name}.{key}": value for key, value in state_of(hypernet, trainer).items()})
+            add_state(checkpoint, name, hypernet, trainer)
             write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
 
 

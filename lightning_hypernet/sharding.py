@@ -15,6 +15,7 @@ from lightning_hypernet.training_step import Step
 
 _REFUSED = ("FSDPStrategy", "DeepSpeedStrategy")
 _SHARDING = "ModelParallelStrategy"
+_OTHERS = "hypernet_others"
 
 
 def shards(trainer: pl.Trainer) -> bool:
@@ -151,8 +152,27 @@ def keep_apart(optimizers: Iterable[torch.optim.Optimizer]) -> None:
                 group.update({name: False for name in ("foreach", "fused") if name in group})
 
 
-def state_of(hypernet: Hypernet, trainer: pl.Trainer) -> dict[str, Any]:
-    """The state of a Hypernet as a trainer's checkpoints hold it: whole, but in folders of shards; all ranks must come here."""
-    state = hypernet.state_dict()
-    apart = getattr(trainer.strategy, "_save_distributed_checkpoint", False)
-    return state if apart else {name: gathered(value) for name, value in state.items()}
+def add_state(checkpoint: dict[str, Any], name: str, hypernet: Hypernet, trainer: pl.Trainer) -> None:
+    """Put the state of a Hypernet into a checkpoint: whole, unless a folder of shards is written; all ranks must come here.
+
+    Args:
+        checkpoint: The checkpoint.
+        name: Where the Hypernet is in the LightningModule.
+        hypernet: The Hypernet.
+        trainer: The trainer.
+    """
+    state = {f"{name}.{key}": value for key, value in hypernet.state_dict().items()}
+    if not getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+        state = {key: gathered(value) for key, value in state.items()}
+    checkpoint["state_dict"].update(state)
+    if shards(trainer):  # whose loading takes tensors alone
+        others = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        checkpoint.setdefault(_OTHERS, {}).update(others)
+
+
+def take_others(checkpoint: Mapping[str, Any], name: str, hypernet: Hypernet) -> None:
+    """Take what is no tensor of a checkpoint, such as the number of draws: continue its random numbers."""
+    for path, module in hypernet.named_modules(prefix=name):
+        state = checkpoint.get(_OTHERS, {}).get(f"{path}._extra_state")
+        if state is not None:
+            module.set_extra_state(state)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.shards import gathered, is_sharded, refuse_sharded
+from lightning_hypernet.shards import gathered, is_sharded, keep_extra_states, refuse_sharded
 from lightning_hypernet.training_step import Step
 
 _REFUSED = ("FSDPStrategy", "DeepSpeedStrategy")
@@ -61,7 +61,9 @@ def shard_later(
         )
     averages = [type(one).__name__ for one in trainer.callbacks if hasattr(one, "_average_model")]  # type: ignore[attr-defined]
     if averages:
-        raise ValueError(f"{', '.join(averages)} keeps a whole copy of weights that {_SHARDING} shards: leave it out, or use DDP")
+        raise ValueError(
+            f"{', '.join(averages)} keeps a whole copy of weights that {_SHARDING} shards: leave it out, or use DDP"
+        )
 
     def around(_: pl.Trainer, module: pl.LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
@@ -123,6 +125,7 @@ def shard(pl_module: nn.Module, hypernet: Hypernet, mesh: Any, path: str) -> Non
     for tensor in (*pl_module.parameters(), *pl_module.buffers()):
         if not is_sharded(tensor) and not tensor.is_meta:
             distributed.broadcast(tensor.detach(), 0, group=mesh.get_group())
+    keep_extra_states(hypernet)
     generator.register_forward_hook(_apart)
     fully_shard(generator, mesh=mesh, reshard_after_forward=True)
     for parameter in pl_module.parameters():

@@ -23,6 +23,22 @@ def gathered(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
 
 
+def is_left_out(state: Any) -> bool:
+    """Whether it is what torch puts in place of a module's extra state when parameters are loaded into shards one by one."""
+    return type(state).__name__ == "_EXTRA_STATE"
+
+
+def keep_extra_states(module: nn.Module) -> None:
+    """Let every module keep its extra state where one is left out of what is loaded."""
+    for one in module.modules():
+        one.register_load_state_dict_pre_hook(_drop)  # type: ignore[no-untyped-call]
+
+
+def _drop(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if is_left_out(state.get(f"{prefix}_extra_state")):
+        del state[f"{prefix}_extra_state"]
+
+
 def refuse_sharded(module: nn.Module, path: str) -> None:
     """The weights of a target are generated, and a rank needs them whole.
 

@@ -79,7 +79,9 @@ class Spread(nn.Module):
         """
         own = _shares(whole("n", n))[_rank()]
         made_of = [one for one in (*hypernet.parameters(), *hypernet.generator.buffers()) if not is_sharded(one)]
-        _refuse_others(made_of, "the ranks hold different hypernetworks: load one checkpoint on all of them, or train them first")
+        _refuse_others(
+            made_of, "the ranks hold different hypernetworks: load one checkpoint on all of them, or train them first"
+        )
         latents = hypernet.draw(n, component, context)
         if _ranks() > 1:
             for one in (latents.z, latents.component, latents.context):

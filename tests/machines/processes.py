@@ -12,7 +12,7 @@ def free_port():
         return str(one.getsockname()[1])
 
 
-def on_two(program, *arguments, timeout=150):
+def on_two(program, *arguments, timeout=500):
     """Run ``python -m program`` on two ranks; what both printed."""
     common = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

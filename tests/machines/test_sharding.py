@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("machines")
     printed = on_two("tests.machines.training", folder)
     assert all(f"done {rank}" in text for rank, text in enumerate(printed))
-    model, trainer, losses, figures = training.trained()
+    _, trainer, losses, figures = training.trained()
     training.report(folder, "alone", trainer, losses, figures)
     return folder
 
@@ -51,12 +51,12 @@ def test_a_checkpoint_of_shards_put_together_loads_in_a_plain_run(folder):
     plugin = training.SharesPlugin()
     loaded = Hypernet.from_checkpoint(folder / "sharded.ckpt", training.Model().net, plugins=[plugin]).eval()
     alone = Hypernet.from_checkpoint(folder / "alone.ckpt", training.Model().net, plugins=[plugin]).eval()
-    x = torch.randn(4, 6)
+    x = torch.randn(4, 6, dtype=torch.float64)
     torch.testing.assert_close(loaded(x), alone(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_run_of_shards_continues_as_a_plain_one_does(folder):
-    _, trainer, losses = training.resumed(folder / "alone.ckpt")
+    _, _, losses = training.resumed(folder / "alone.ckpt")
     _, _, plainly = training.resumed(folder / "sharded.ckpt")
     assert len(losses) == 4
     torch.testing.assert_close(plainly, losses, atol=1e-5, rtol=1e-5)
@@ -69,7 +69,7 @@ def test_a_folder_of_shards_becomes_one_file(folder):
     subprocess.run([*together, "--output_file", str(folder / "one.ckpt")], check=True, capture_output=True)
     loaded = Hypernet.from_checkpoint(folder / "one.ckpt", training.Model().net, plugins=[training.SharesPlugin()]).eval()
     model, _, _ = training.resumed(folder / "sharded.ckpt")
-    x = torch.randn(4, 6)
+    x = torch.randn(4, 6, dtype=torch.float64)
     torch.testing.assert_close(loaded(x), model.net.eval()(x), atol=1e-5, rtol=1e-5)
 
 

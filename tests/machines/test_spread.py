@@ -23,6 +23,7 @@ def told(tmp_path_factory):
     return [torch.load(folder / f"told{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_loaded_ensemble(told, rank):
     ensemble, x = ensemble_of(), images(1)
@@ -30,12 +31,14 @@ def test_a_loaded_ensemble(told, rank):
     torch.testing.assert_close(told[rank]["members"], ensemble.members(x), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_networks_that_are_drawn_together(told, rank, reduce):
     torch.testing.assert_close(told[rank][reduce], ensemble_of(reduce)(images(1)), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_what_would_be_another_ensemble_is_refused(told):
     assert told[0]["inputs"] == told[1]["inputs"]
     assert "the ranks were given different inputs: pass use_distributed_sampler=False" in told[0]["inputs"]

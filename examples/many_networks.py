@@ -1,8 +1,8 @@
 """Thousands of networks of one generator, evaluated by as many processes as there are, or machines of a cluster.
 
-Lightning's launcher starts the processes and its sampler shares the networks out: each example of the data that `predict` reads is
-the z of one network. On scikit-learn's bundled digits; about a minute on two cores. On a cluster ``--nodes`` and its own launcher, as
-in ``srun python examples/many_networks.py --nodes 4 --devices 8``, are all that changes.
+Lightning's launcher starts the processes and its sampler shares the networks out: each example of the data that `predict`
+reads is the z of one network. On scikit-learn's bundled digits; about a minute on two cores. On a cluster ``--nodes`` and the
+cluster's launcher are all that changes, as in ``srun python examples/many_networks.py --nodes 4 --devices 8``.
 """
 
 import argparse

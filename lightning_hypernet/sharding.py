@@ -117,8 +117,8 @@ def shard(pl_module: nn.Module, hypernet: Hypernet, mesh: Any, path: str) -> Non
     refuse_sharded(hypernet, path)
     if generator.density != "none":
         raise ValueError(
-            f"the density of {type(generator).__name__} is read beside its weights, and {_SHARDING} gathers it for these alone: "
-            "take distribution='generator', or DDP"
+            f"the density of {type(generator).__name__} is read beside its weights, and {_SHARDING} gathers it for these "
+            "alone: take distribution='generator', or DDP"
         )
     if any(isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet) for one in pl_module.modules()):
         raise ValueError(f"copies of {path!r} follow it number by number, and {_SHARDING} shards it: use DDP")

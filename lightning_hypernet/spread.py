@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _shares(count: int) -> list[slice]:
     if count < ranks:
         raise ValueError(f"{count} members leave {ranks - count} of {ranks} ranks without any: take {ranks} members or more")
     ends = [count // ranks * rank + min(rank, count % ranks) for rank in range(ranks + 1)]
-    return [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _first(tensor: Tensor) -> Tensor:

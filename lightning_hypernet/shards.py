@@ -20,7 +20,8 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def gathered(value: Any) -> Any:
     """A tensor with the shards of all ranks, which must all come here; whatever else it is, as it is."""
-    return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
+    together: Any = value
+    return together.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
 
 
 def is_left_out(state: Any) -> bool:
@@ -31,7 +32,7 @@ def is_left_out(state: Any) -> bool:
 def keep_extra_states(module: nn.Module) -> None:
     """Let every module keep its extra state where one is left out of what is loaded."""
     for one in module.modules():
-        one.register_load_state_dict_pre_hook(_drop)  # type: ignore[no-untyped-call]
+        one.register_load_state_dict_pre_hook(_drop)
 
 
 def _drop(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

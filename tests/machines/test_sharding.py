@@ -1,8 +1,5 @@
 """ModelParallelStrategy shards what generates the weights; two ranks train as one process does, and as DDP does."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -62,15 +59,6 @@ def test_a_run_of_shards_continues_as_a_plain_one_does(folder):
     torch.testing.assert_close(plainly, losses, atol=1e-5, rtol=1e-5)
     continued = torch.load(folder / "resumed.pt")["losses"]
     torch.testing.assert_close(continued, losses, atol=1e-5, rtol=1e-5)
-
-
-def test_a_folder_of_shards_becomes_one_file(folder):
-    together = [sys.executable, "-m", "pytorch_lightning.utilities.consolidate_checkpoint", str(folder / "resumed.ckpt")]
-    subprocess.run([*together, "--output_file", str(folder / "one.ckpt")], check=True, capture_output=True)
-    loaded = Hypernet.from_checkpoint(folder / "one.ckpt", training.Model().net, plugins=[training.SharesPlugin()]).eval()
-    model, _, _ = training.resumed(folder / "sharded.ckpt")
-    x = torch.randn(4, 6, dtype=torch.float64)
-    torch.testing.assert_close(loaded(x), model.net.eval()(x), atol=1e-5, rtol=1e-5)
 
 
 def test_what_needs_the_generator_whole_is_refused(folder):

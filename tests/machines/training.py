@@ -169,6 +169,7 @@ def main(folder, only=""):
         ("ddp_entropy", "ddp", "batch", {"entropy": 1e-2}),
     )[: 1 if only else None]:
         model, trainer, losses, figures = trained(strategy, diversity, norm)
+        report(folder, name, trainer, losses, figures)
         if name == "sharded":
             parts = list(model.net.generator.parameters())
             assert all(hasattr(part, "to_local") for part in parts)
@@ -177,7 +178,6 @@ def main(folder, only=""):
             weights = model.net.sample(2).weights
             assert not any(hasattr(value, "to_local") for value in weights.values()), "generated weights are not local"
             trainer.validate(model, data())
-        report(folder, name, trainer, losses, figures)
     model, trainer, losses = resumed(Path(folder) / "sharded.ckpt", sharding())
     report(folder, "resumed", trainer, losses, {})
     told = refusals()

@@ -32,6 +32,7 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
+from lightning_hypernet.sharding import add_state, keep_apart, shard_later, shards, take_others
 from lightning_hypernet.task_step import Support, check_tasks, tasks_step
 from lightning_hypernet.training_step import (
     Split,
@@ -53,8 +54,6 @@ from lightning_hypernet.training_step import (
 from lightning_hypernet.trees import BaseCallback
 from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
 from lightning_hypernet.values import choice, several, texts, unknown
-
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class HypernetCallback(BaseCallback):
@@ -171,10 +170,9 @@ class HypernetCallback(BaseCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the Hypernet in the target's place, once, and go around the steps."""
-        strategy = type(trainer.strategy).__name__
-        if strategy in _SHARDED:
-            raise ValueError(f"{strategy} shards parameters, which a hypernetwork generates; use DDP or a single device")
         check_order(trainer, self)
+        if shards(trainer):
+            shard_later(trainer, pl_module, self.target, lambda: self.hypernet, self.backward)
         if self.deal != "inputs" and not pl_module.automatic_optimization:
             raise ValueError(
                 "under manual optimization deal the batch out yourself: leave out deal=, and take the loss in training_step as "
@@ -262,7 +260,9 @@ class HypernetCallback(BaseCallback):
             )
         self.hypernet.training = True
         self.hypernet.generator.train()
-        self.takes_two_passes = takes_two_passes(self.backward, self.deal != "inputs", self.hypernet, _is_scaled(trainer))
+        backward = "one_pass" if shards(trainer) else self.backward
+        self.takes_two_passes = takes_two_passes(backward, self.deal != "inputs", self.hypernet, _is_scaled(trainer))
+        keep_apart(trainer.optimizers)
         check_optimizers(trainer.optimizers, pl_module, self.hypernet, self.target)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -375,11 +375,11 @@ class HypernetCallback(BaseCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell of options that are others than in the checkpoint, where it can be loaded all the same."""
+        take_others(checkpoint, "hypernet" if self.target == "." else self.target, self.hypernet)
         kept = recipe_of(checkpoint, self.target)
-        if kept is not None:
-            different = differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
-            if different:
-                warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
+        different = kept and differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
+        if different:
+            warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
@@ -391,7 +391,7 @@ class HypernetCallback(BaseCallback):
         names = ["hypernet"] if self.target == "." else [self.target, *self._twins]
         targets = [self.target, *self._twins]
         for name, target, hypernet in zip(names, targets, (self.hypernet, *self.twins), strict=True):
-            checkpoint["state_dict"].update({f"{name}.{key}": value for key, value in hypernet.state_dict().items()})
+            add_state(checkpoint, name, hypernet, trainer)
             write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
 
 

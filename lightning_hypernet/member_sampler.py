@@ -14,6 +14,7 @@ from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.members import Members, warn_of_statistics
 from lightning_hypernet.population import Population, check_population
 from lightning_hypernet.sampler import Sampler
+from lightning_hypernet.shards import is_sharded, own_part
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_followed
 from lightning_hypernet.target.reduction import Reduction
@@ -108,9 +109,12 @@ class MemberSampler(Sampler):
         return self.members.population(self._decode_members, source, shared)
 
     def sources(self) -> list[Tensor]:
-        """What the members' weights are made from."""
-        modules = (self.generator, self.prior, self.members.stored)
-        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        """What the members' weights are made from; of what is sharded, this rank's part."""
+        return [own_part(tensor) for tensor in self._made_from()]
+
+    def _made_from(self) -> Iterator[Tensor]:
+        for module in (self.generator, self.prior, self.members.stored):
+            yield from (*module.parameters(), *module.buffers())
 
     def same_as(self, other: MemberSampler) -> bool:
         """Whether another is made for the same target in the same way, as a copy is."""
@@ -119,8 +123,9 @@ class MemberSampler(Sampler):
     def settle_statistics(self) -> None:
         """Estimate the members' statistics from the last inputs seen, if they are due; under DDP on all ranks together."""
         ranks = distributed.is_available() and distributed.is_initialized()
-        for tensor in self.sources() if ranks else ():
-            distributed.broadcast(tensor.detach(), 0)  # as DDP does with buffers before the next forward
+        for tensor in self._made_from() if ranks else ():
+            if not is_sharded(tensor):
+                distributed.broadcast(tensor.detach(), 0)  # as DDP does with buffers before the next forward
         due = self.members.estimated.new_tensor(
             float(self.executor.statistics.possible and self.members.stale(self.sources()) and bool(self.members.recent))
         )

@@ -16,6 +16,7 @@ from torch import nn
 from lightning_hypernet.conditions import Condition, Conditions, recipe_of_conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.shards import refuse_sharded
 from lightning_hypernet.target.backends import Loop
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import guess
@@ -125,11 +126,12 @@ def warn_of_hidden(path: str, target: nn.Module, hypernet: Hypernet) -> None:
 
 
 def refuse_shared(pl_module: nn.Module, target: nn.Module, path: str) -> None:
-    """Parameters that live both in the target and outside of it can't be generated.
+    """Parameters that live both in the target and outside of it can't be generated, nor those that were sharded.
 
     Raises:
         ValueError: If there are some.
     """
+    refuse_sharded(target, path)
     inside = {id(parameter) for parameter in target.parameters()}
     shared = [
         name
@@ -290,6 +292,7 @@ def wrap_whole(pl_module: pl.LightningModule, build: Callable[[nn.Module], Hyper
     Returns:
         The Hypernet, which is its ``hypernet`` from now on.
     """
+    refuse_sharded(pl_module, ".")
     refuse_copies_within(pl_module)
     trainer, pl_module._trainer = pl_module._trainer, None
     try:

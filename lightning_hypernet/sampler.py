@@ -37,6 +37,7 @@ from lightning_hypernet.options import (
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
 from lightning_hypernet.registry import check_options, made
+from lightning_hypernet.shards import is_left_out
 from lightning_hypernet.symmetry.demand import SymmetriesOnDemand
 from lightning_hypernet.symmetry.gauge import Gauge, own_scales
 from lightning_hypernet.symmetry.structure import structure_of
@@ -189,7 +190,10 @@ class Sampler(StandIn):
         Raises:
             ValueError: If there are some.
         """
-        kept = (state.get(f"{prefix}_extra_state") or {}).get("options", {})
+        extra = state.get(f"{prefix}_extra_state") or {}
+        if is_left_out(extra):
+            return
+        kept = extra.get("options", {})
         different = checkpoint.differences(kept, {name: self.options[name] for name in kept})
         losses = [sorted({key.removeprefix(f"{start}diversity.losses.").partition(".")[0] for key in keys
                           if key.startswith(f"{start}diversity.losses.")})

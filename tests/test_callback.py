@@ -499,7 +499,6 @@ def test_bfloat16_autocast():
     assert all(math.isfinite(loss) for loss in module.losses)
 
 
-@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Ranks draw different networks, search neighbours among all, and keep equal parameters."""
     (tmp_path / "main.py").write_text(

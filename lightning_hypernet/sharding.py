@@ -113,7 +113,9 @@ def shard(pl_module: nn.Module, hypernet: Hypernet, mesh: Any, path: str) -> Non
     try:
         from torch.distributed.fsdp import FSDPModule, fully_shard
     except ImportError as error:
-        raise RuntimeError(f"{_SHARDING} shards by fully_shard, which torch {torch.__version__} lacks: take 2.6, or DDP") from error
+        raise RuntimeError(
+            f"{_SHARDING} shards by fully_shard, which torch {torch.__version__} lacks: take 2.6, or DDP"
+        ) from error
     generator = hypernet.generator
     if isinstance(generator, FSDPModule):
         return  # by the same callback, in a run before

@@ -23,7 +23,7 @@ from torchmetrics import MetricCollection
 from lightning_hypernet import DiversityLoss, Ensemble, HypernetCallback, Population, hookimpl
 from lightning_hypernet.metrics import population_metrics
 
-TARGET = {"model_name": "resnet18", "num_classes": 10, "in_chans": 1}
+TARGET = {"model_name": "resnet10t", "num_classes": 10, "in_chans": 1}
 BATCH = 64
 ALONE = ("ensemble_accuracy", "ensemble_nll", "brier", "ece")
 
@@ -67,13 +67,13 @@ class Classifier(pl.LightningModule):
 
 
 def load(seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """1,200 digits to train and 400 to test, enlarged to 32 x 32."""
+    """1,200 digits to train and 300 to test, enlarged to 32 x 32."""
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     small = torch.tensor(images).float().view(-1, 1, 8, 8)[order] / 16
     x = F.interpolate(small, size=32, mode="bilinear", align_corners=False)
     y = torch.tensor(labels)[order]
-    return TensorDataset(x[:1200], y[:1200]), TensorDataset(x[1200:1600], y[1200:1600])
+    return TensorDataset(x[:1200], y[:1200]), TensorDataset(x[1200:1500], y[1200:1500])
 
 
 def fit(data: TensorDataset, steps: int, seed: int, callbacks: list[pl.Callback]) -> Classifier:
@@ -118,7 +118,7 @@ def export(ensemble: Ensemble, folder: Path, images: Tensor, outputs: Tensor) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("members"), help="folder of the exported networks")
     options = parser.parse_args()
@@ -132,16 +132,16 @@ def main() -> None:
     single = fit(train, options.steps, options.seed, [])
     with torch.no_grad():
         alone = evaluate(single.model(images)[None], labels)
-    callback = HypernetCallback(target="model", diversity="cosine", samples=4, plugins=[Plugin()])
+    callback = HypernetCallback(target="model", diversity="cosine", samples=4, execution="loop", plugins=[Plugin()])
     fit(train, options.steps, options.seed, [callback])
     ensemble = callback.hypernet.eval().ensemble(options.members)
-    ensemble.update_statistics(DataLoader(train, BATCH), batches=6)
+    ensemble.update_statistics(DataLoader(train, BATCH), batches=4)
     with torch.no_grad():
         outputs = ensemble.members(images)
     scores = evaluate(outputs, labels)
     exported, difference = export(ensemble, options.out, images[:50], outputs[:, :50])
 
-    table = Table("metric", "one network", f"hypernetwork, {options.members} members", title="400 test digits at 32 x 32")
+    table = Table("metric", "one network", f"hypernetwork, {options.members} members", title="300 test digits at 32 x 32")
     for name, value in scores.items():
         table.add_row(name, f"{alone[name]:.4f}" if name in alone else "", f"{value:.4f}")
     Console().print(table)

@@ -85,7 +85,7 @@ def test_importing_brings_lightning_with_the_callback_alone_and_needs_the_depend
     ("example", "arguments", "expected"),
     [
         pytest.param("custom_diversity.py", [], "mean cosine between sampled networks", marks=pytest.mark.slow),
-        pytest.param("timm_resnet.py", ["--steps", "2", "--members", "2"], "2 plain resnets", marks=pytest.mark.slow),
+        pytest.param("timm_resnet.py", ["--steps", "2", "--members", "2"], "exported_resnets: 2", marks=pytest.mark.slow),
         pytest.param("hyperparameters.py", ["--quick"], "grid_dropout: ", marks=pytest.mark.slow),
         pytest.param("tradeoff.py", ["--steps", "20", "--seeds", "1"], "cost_against_five: ", marks=pytest.mark.slow),
         pytest.param(

@@ -1,9 +1,9 @@
 """Networks for tasks: an encoder reads the images of a task, and makes all weights of a variational autoencoder for them.
 
 A task is one class of scikit-learn's digits or a mixture of two, turned by a multiple of 90 degrees; 50 images of it are at
-hand. 64 tasks are seen in training, eight are not. Beside it one autoencoder for all tasks, and one for each task, trained on the
-same images. Printed are the negative evidence lower bound on test images, how well it tells images of other tasks, and how long
-a task's code is. About five minutes on one core.
+hand. 64 tasks are seen in training, eight are not. Beside it one autoencoder for all tasks, and one for each task, trained on
+the same images. Printed are the negative evidence lower bound on test images, how well it tells images of other tasks, and how
+long a task's code is. About five minutes on one core.
 """
 
 import argparse

@@ -13,6 +13,8 @@ from lightning_hypernet.population import Population
 from lightning_hypernet.values import guess, instance, whole
 
 _CHUNK = 100
+_NUMBERS = 1 << 26
+"""Weights that are drawn at a time at most, but for those of one network."""
 """Networks that are there at once, of which only what is scattered is kept."""
 
 
@@ -85,13 +87,17 @@ def scatter(
     samples, dimensions = whole("samples", samples), whole("dimensions", dimensions)
     vectors, components = [], []
     with torch.no_grad():
-        for first in range(0, samples, _CHUNK):
-            population = hypernet.sample(min(_CHUNK, samples - first), component)
+        chunk = max(1, min(_CHUNK, _NUMBERS // hypernet.banks.weights))
+        for first in range(0, samples, chunk):
+            population = hypernet.sample(min(chunk, samples - first), component)
             vectors.append(weights_of(hypernet, population, bank, filter).flatten(1))
             components.append(population.latents.component.cpu())
         joined = torch.cat(vectors)
-        directions, sizes, _ = torch.linalg.svd(joined - joined.mean(0), full_matrices=False)
-    shown = min(dimensions, len(sizes))
+        vectors.clear()
+        joined -= joined.mean(0)
+        found, directions = torch.linalg.eigh((joined @ joined.T).double())  # of numbers of networks, not of weights
+        sizes, directions = found.clamp(min=0).sqrt().flip(0).to(joined), directions.flip(1).to(joined)
+    shown = min(dimensions, *joined.shape)
     variances = sizes.square()
     name = "all weights" if bank is None else f"bank {bank}" if filter is None else f"filter {filter} of bank {bank}"
     return Scatter(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_hypernet.analysis.averaging import Averaging, averaging
 from lightning_hypernet.analysis.images import FilterImages, filter_images
@@ -26,7 +25,8 @@ from lightning_hypernet.values import instance
 
 _EXAMPLES = 512
 """Examples that the analyses read, which run many networks."""
-_SCATTERED = 300
+_SCATTERED, _LEAST, _NUMBERS = 300, 20, 1 << 26
+"""Networks of the scatter, at most and at least, and the weights that all of them may have."""
 _COUNTS = (1, 2, 5, 10, 20, 50)
 
 
@@ -183,8 +183,9 @@ def _add_cosines(found: Findings, population: Population) -> None:
     found.members = found.members or [{} for _ in range(count)]
     if count < 2:
         return
-    units = F.normalize(population.gauged.double(), dim=1)
-    cosines = (units @ units.T).fill_diagonal_(0).sum(1) / (count - 1)
+    products = (population.gauged @ population.gauged.T).double()
+    lengths = products.diagonal().sqrt().clamp(min=1e-30)
+    cosines = (products / lengths / lengths[:, None]).fill_diagonal_(0).sum(1) / (count - 1)
     for row, cosine in zip(found.members, cosines, strict=True):
         row["cosine"] = float(cosine)
     found.figures["weight_cosine"] = float(cosines.mean())
@@ -194,7 +195,8 @@ def _analyse(hypernet: Hypernet, found: Findings, population: Population, kept: 
     """Make the analyses that can be made, and note why others can't."""
     classes = found.kind == "classes"
     kernels = [name for name, shape in hypernet.banks.shapes.items() if len(shape) == 4 and min(shape[2:]) > 1]
-    wanted: dict[str, Any] = {"scatter": lambda: scatter(hypernet, _SCATTERED, 2)}
+    networks = min(_SCATTERED, max(_LEAST, _NUMBERS // hypernet.banks.weights))
+    wanted: dict[str, Any] = {"scatter": lambda: scatter(hypernet, networks, 2)}
     if kernels:
         wanted["images"] = lambda: filter_images(hypernet, kernels[0], samples=12)
     if classes and kept:

@@ -117,6 +117,8 @@ def test_scatter_is_a_principal_component_analysis(trained):
     assert result.explained.tolist() == pytest.approx(expected.explained_variance_ratio_.tolist(), rel=1e-3)
     drawn(result)
     assert scatter(hypernet, 20, 2, bank="0", filter=1).points.shape == (20, 2)
+    size = next(bank.filter_size for bank in hypernet.banks if bank.name == "0")
+    assert scatter(hypernet, 20, 99, bank="0", filter=1).points.shape == (20, min(20, size))
     with pytest.raises(ValueError, match="there is no bank 'conv'; there are 0, 4"):
         scatter(hypernet, 20, bank="conv")
     with pytest.raises(ValueError, match="has filters 0 to 2, not 3"):

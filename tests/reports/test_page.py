@@ -231,3 +231,11 @@ def test_in_a_browser_themes_switch_tables_sort_and_nothing_overflows(hypernet, 
     assert '"sorted":true' in told and '"wide":false' in told
     before, after, again = re.findall(r'"(?:before|after|again)":"([^"]*)"', told)
     assert before == again != after
+
+
+def test_the_scatter_has_fewer_networks_of_larger_targets(hypernet, batches, monkeypatch):
+    assert len(measure(hypernet, batches).scatter.points) == 300
+    monkeypatch.setattr("lightning_hypernet.reports.findings._NUMBERS", 50 * hypernet.banks.weights)
+    assert len(measure(hypernet, batches).scatter.points) == 50
+    monkeypatch.setattr("lightning_hypernet.reports.findings._NUMBERS", 1)
+    assert len(measure(hypernet, batches).scatter.points) == 20

@@ -30,7 +30,7 @@ class Spread(nn.Module):
         | https://arxiv.org/abs/2006.15704
 
     Args:
-        ensemble: The ensemble, the same on every rank, as one that was loaded is; it is left as it is.
+        ensemble: The ensemble, the same on every rank, as one that was loaded is; one process takes it as its own.
 
     Raises:
         ValueError: If the ranks hold different ensembles, or there are more ranks than members.
@@ -161,12 +161,17 @@ def _from_all(tensor: Tensor) -> list[Tensor]:
     return parts
 
 
+def _weighed(numbers: Tensor) -> Tensor:
+    flat = numbers.flatten()
+    return (flat * torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device).square()).sum()
+
+
 def _refuse_others(tensors: list[Tensor], told: str) -> None:
-    """See that ranks hold the same numbers: their count, their sum and that of their absolute values."""
+    """See that ranks hold the same numbers in the same order: their count, their sum, and sums weighed by their places."""
     if _ranks() == 1 or not tensors:
         return
     numbers = [one.detach().double() for one in tensors]
     counts = torch.tensor(float(sum(one.numel() for one in numbers)), dtype=torch.float64, device=numbers[0].device)
-    sums = torch.stack([counts, sum(one.sum() for one in numbers), sum(one.abs().sum() for one in numbers)])  # type: ignore[list-item]
+    sums = torch.stack([counts, sum(one.sum() for one in numbers), sum(map(_weighed, numbers))])  # type: ignore[list-item]
     if any(not torch.allclose(sums, other, rtol=1e-9, atol=0.0, equal_nan=True) for other in _from_all(sums)):
         raise ValueError(told)

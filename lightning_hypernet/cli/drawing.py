@@ -149,7 +149,7 @@ def _building(options: Any, part: str) -> str | None:
         return None
     given = [f"{name}={value!r}" for name, value in (options.init_args or {}).items()]
     if is_timm(options.model):
-        return f"network = timm.create_model({', '.join([repr(options.model), *given])})"
+        return f"import timm\n\n    network = timm.create_model({', '.join([repr(options.model), *given])})"
     module, _, name = options.model.partition(":") if ":" in options.model else options.model.rpartition(".")
     made = f"{module}.{name}({', '.join(given)})"
-    return f"network = {made}{part}"
+    return f"import {module}\n\n    network = {made}{part}"

@@ -151,11 +151,7 @@ class Source:
         target = self._target()[0] if named else None
         if (self.path / "ensemble.json").is_file():
             return Ensemble.load(self.path, target, trust=self.options.trust).eval()
-        load = getattr(Hypernet, "from_pretrained", None)
-        if load is None or not any(self.path.glob("*.json")):
-            raise CommandError(f"{self.path} is no folder that save() wrote: there is no ensemble.json in it")
-        loaded: Hypernet = load(self.path, target=target)
-        return loaded.eval()
+        raise CommandError(f"{self.path} is no folder that save() wrote: there is no ensemble.json in it")
 
     def _target(self) -> tuple[nn.Module, str | None]:
         """The target, and what its callback calls it."""
@@ -209,8 +205,8 @@ class Source:
                 if type(error).__name__ == "MisconfigurationException":
                     return None
                 raise
-        elif self.data is None:
-            return None
+        elif self.data is None or (split == "train" and self.options.get("split") is not None):
+            return None  # what is evaluated on is nobody's training data
         if isinstance(data, (list, tuple)) and data and all(isinstance(one, DataLoader) for one in data):
             if len(data) > 1:
                 raise CommandError(f"there are {len(data)} loaders for {split}, and one is read: name it by --data")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_hypernet.uncertainty.reading import are_probabilities
+
 
 class Plottable(Metric):
     """A metric that draws itself."""
@@ -84,8 +86,9 @@ class PopulationMetric(Plottable):
             if not len(labels):
                 return
         labels = checked_labels(labels, predictions)
-        predictions = predictions.detach().to(torch.promote_types(predictions.dtype, torch.float32))
-        if predictions.min() < 0 or predictions.max() > 1:
+        dtype = predictions.dtype
+        predictions = predictions.detach().to(torch.promote_types(dtype, torch.float32))
+        if not are_probabilities(predictions, dtype):
             predictions = predictions.softmax(-1)
             if predictions.isnan().any():
                 raise ValueError("predictions hold examples whose logits are all minus infinity")

@@ -14,6 +14,8 @@ from lightning_hypernet.uncertainty import mixtures
 from lightning_hypernet.uncertainty.prediction import ClassPrediction
 from lightning_hypernet.values import choice, whole
 
+_ROUNDING = 1e-6
+
 
 class ReliabilityCurve(PopulationMetric):
     """How often the mean probability is right, by how sure it is.
@@ -83,12 +85,12 @@ class QuantileReliability(RegressionMetric):
         self.add_state("total", torch.zeros(self.levels, dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, means: Tensor, targets: Tensor, variances: Tensor) -> Tensor:
-        """The share of the mixture at or below every number, ``(batch, ...)``."""
-        return mixtures.distribution(targets, means, variances)
+        """The share of the mixture below every number, ``(batch, ...)``: less than a level up to its quantile."""
+        return mixtures.distribution(targets, means, variances, below=True)
 
     def tally(self, values: Tensor) -> None:
         """Count the numbers ``(n,)`` at or below every level."""
-        self.total += (values[:, None] <= self._levels().to(values)).double().sum(0).to(self.total)
+        self.total += (values[:, None] < self._levels().to(values) - _ROUNDING).double().sum(0).to(self.total)
         self.count += len(values)
 
     def compute(self) -> Tensor:

@@ -43,10 +43,10 @@ def moments(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variances.mean(0), (means - mean).square().mean(0)
 
 
-def distribution(values: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    """The share of a mixture at or below values, shapes as in `log_density`; a variance of 0 is a point."""
+def distribution(values: Tensor, means: Tensor, variances: Tensor, below: bool = False) -> Tensor:
+    """The share of a mixture at or `below` values, shapes as in `log_density`; a variance of 0 is a point."""
     away, spread = values - means, variances.sqrt()
-    steps = (away >= 0).to(away)
+    steps = ((away > 0) if below else (away >= 0)).to(away)
     smooth: Tensor = torch.special.ndtr(away / spread.clamp(min=_tiny(spread)))
     shares = torch.where(spread > 0, smooth, steps)
     return shares.mean(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +67,8 @@ class Predicting(nn.Module):
     ) -> Prediction:
         """What the members say together, with its uncertainty, calibrated if `calibrate` was called.
 
-        However the ensemble joins outputs, what is read is what its members say one by one.
+        However the ensemble joins outputs, what is read is what its members say one by one, in evaluation mode and without
+        gradients.
 
         Args:
             args: The inputs of the target.
@@ -94,9 +97,24 @@ class Predicting(nn.Module):
         """
         said = self._said(task, variance, dim)
         reading = self._reading(task, variance, dim)
-        outputs = self.members(*args, chunk_size=chunk_size, **kwargs)
-        clear(reading, outputs, *said)
-        return self._prediction(reading, outputs)
+        self._refuse_own({"task": task, "variance": variance, "dim": dim})
+        with evaluating(self) if self.training else nullcontext(), torch.no_grad():
+            outputs = self.members(*args, chunk_size=chunk_size, **kwargs)
+            clear(reading, outputs, *said)
+            return self._prediction(reading, outputs)
+
+    def _refuse_own(self, given: Mapping[str, Any]) -> None:
+        """Refuse words that the target's forward has too: nobody could tell whose they are."""
+        try:
+            own = inspect.signature(self.executor.target.forward).parameters
+        except (TypeError, ValueError):  # it has none to read
+            return
+        both = [name for name, value in given.items() if value is not None and name in own]
+        if both:
+            raise ValueError(
+                f"{both[0]}= is an argument of {type(self.executor.target).__name__} too: pass it by position, and say how "
+                "outputs are read by calibrate() or by reduce"
+            )
 
     def calibrate(
         self,

@@ -43,7 +43,7 @@ class Reading:
             ValueError: If the axis holds no classes, or the outputs are NaN or minus infinity for all of them.
         """
         given = _checked(outputs, "logits")
-        rounding, outputs = max(1e-5, 4 * torch.finfo(outputs.dtype).eps), given
+        dtype, outputs = outputs.dtype, given
         if outputs.ndim == 2:
             logits = outputs[..., None]
         else:
@@ -53,7 +53,7 @@ class Reading:
         if logits.shape[-1] == 1:
             logs = torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
         else:
-            logs = logits.log() if _are_probabilities(logits, rounding) else logits.log_softmax(-1)
+            logs = logits.log() if are_probabilities(logits, dtype) else logits.log_softmax(-1)
         if logs.isnan().any():
             raise ValueError("the members' outputs hold examples whose logits are all minus infinity")
         return logs
@@ -87,7 +87,12 @@ class Reading:
     def _halves(self, outputs: Any) -> tuple[Tensor, Tensor]:
         pair = outputs
         if isinstance(outputs, Mapping) and len(outputs) == 2 and "mean" in outputs:
-            pair = (outputs["mean"], next(value for key, value in outputs.items() if key != "mean"))
+            other = next(key for key in outputs if key != "mean")
+            if other in VARIANCES and other != self.variance:
+                raise ValueError(
+                    f"the outputs are a mean and a {other}, and variance={self.variance!r} was passed: pass {other!r}"
+                )
+            pair = (outputs["mean"], outputs[other])
         if isinstance(pair, (tuple, list)) and len(pair) == 2:
             first, second = (_checked(one, "means and variances") for one in pair)
             if first.shape != second.shape:
@@ -165,8 +170,8 @@ def _checked(outputs: Any, what: str) -> Tensor:
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
-def _are_probabilities(values: Tensor, rounding: float) -> bool:
-    """Whether all numbers lie in 0 to 1 and sum to 1 over the last axis."""
+def are_probabilities(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all numbers lie in 0 to 1 and sum to 1 over the last axis, as far as the type they were given in can tell."""
     if bool(values.min() < 0) or bool(values.max() > 1):
         return False
-    return bool((values.sum(-1) - 1).abs().max() < rounding)
+    return bool((values.sum(-1) - 1).abs().max() < max(1e-5, 4 * torch.finfo(dtype).eps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,10 +33,7 @@ def batches(
     if targets is not None and not callable(targets):
         raise TypeError(f"targets must be a function that gives the targets of a batch, not {targets!r}")
     count = 0
-    for batch in loader:
-        if count == most:
-            break
-        count += 1
+    for count, batch in enumerate(itertools.islice(loader, most), 1):  # noqa: B007
         if targets is not None:
             found = targets(batch)
         elif isinstance(batch, (tuple, list)) and len(batch) > 1:

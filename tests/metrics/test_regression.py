@@ -11,6 +11,7 @@ from lightning_hypernet.metrics import (
     CRPS,
     Coverage,
     EnsembleIoU,
+    EnsembleNLL,
     EnsembleRMSE,
     MemberRMSE,
     MemberSpread,
@@ -214,6 +215,29 @@ def test_numbers_drawn_from_the_mixture_lie_below_its_quantiles_as_often_as_the_
     torch.testing.assert_close(shares, levels, atol=0.015, rtol=0)
     figure, _ = metric.plot()
     mpl.pyplot.close(figure)
+
+
+@pytest.mark.parametrize("members", [1, 4, 5])
+def test_members_that_are_points_have_the_quantiles_of_the_mixture(members):
+    torch.manual_seed(0)
+    means, targets = torch.randn(members, 3000), torch.randn(3000)
+    metric = QuantileReliability(19)
+    metric.update(means, targets)
+    levels, shares = metric.compute()
+    for level, share in zip(levels.double().tolist(), shares.tolist(), strict=True):
+        expected = (targets <= means.sort(0).values[math.ceil(round(level * members, 6)) - 1]).double().mean()
+        assert share == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_numbers_between_0_and_1_are_probabilities_where_they_sum_to_1():
+    torch.manual_seed(0)
+    given, labels = torch.rand(3, 20, 4), torch.randint(4, (20,))
+    normed = given / given.sum(-1, keepdim=True)
+    for predictions, expected in ((given, given.softmax(-1)), (normed, normed), (normed.bfloat16(), normed.bfloat16().float())):
+        metric = EnsembleNLL()
+        metric.update(predictions, labels)
+        nll = -expected.mean(0).gather(1, labels[:, None]).log().mean()
+        torch.testing.assert_close(metric.compute().float(), nll, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("by", ["confidence", "total", "aleatoric", "epistemic"])

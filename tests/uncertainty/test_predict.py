@@ -279,6 +279,37 @@ def test_what_can_not_be_read_is_told(options, message):
         ensemble(nn.Linear(4, 2)).predict(inputs(5, 4), **options)
 
 
+class Mixed(nn.Module):
+    """Part of it is not generated, and its words are those of `predict`."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
+    def forward(self, x, dim=0):
+        return self.net(x) + dim
+
+
+def test_a_prediction_has_no_graph_no_dropout_and_no_words_of_the_targets_own():
+    torch.manual_seed(0)
+    ensemble, x = Hypernet(Mixed(), exclude=["net.0.bias"]).ensemble(3), torch.randn(5, 4)
+    expected = ensemble.predict(x)
+    assert not expected.mean.requires_grad
+    ensemble.train()
+    torch.testing.assert_close(ensemble.predict(x).mean, expected.mean)
+    assert ensemble.training
+    with pytest.raises(ValueError, match="dim= is an argument of Mixed too"):
+        ensemble.predict(x, dim=1)
+
+
+def test_a_mapping_that_names_its_second_half_is_taken_at_its_word():
+    outputs = {"mean": torch.zeros(2, 3, 1), "log_std": torch.ones(2, 3, 1)}
+    means, variances = Reading("regression", "log_std", 1).numbers(outputs)
+    torch.testing.assert_close(variances, torch.full_like(means, math.exp(2)))
+    with pytest.raises(ValueError, match="a mean and a log_std, and variance='variance' was passed: pass 'log_std'"):
+        Reading("regression", "variance", 1).numbers(outputs)
+
+
 def test_outputs_that_are_no_predictions_are_told():
     x = inputs(5, 4)
     with pytest.raises(ValueError, match=r"outputs \(5, 3\) do not fall into means and variances along dim=1"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_hypernet.population import StoredLatents
 from lightning_hypernet.target.execution import Executor
@@ -67,8 +68,8 @@ class Predicting(nn.Module):
     ) -> Prediction:
         """What the members say together, with its uncertainty, calibrated if `calibrate` was called.
 
-        However the ensemble joins outputs, what is read is what its members say one by one, in evaluation mode and without
-        gradients.
+        However the ensemble joins outputs, what is read is what its members say one by one, in evaluation mode, and with
+        gradients where an input asks for them.
 
         Args:
             args: The inputs of the target.
@@ -98,7 +99,9 @@ class Predicting(nn.Module):
         said = self._said(task, variance, dim)
         reading = self._reading(task, variance, dim)
         self._refuse_own({"task": task, "variance": variance, "dim": dim})
-        with evaluating(self) if self.training else nullcontext(), torch.no_grad():
+        asked = any(isinstance(one, Tensor) and one.requires_grad for one in tree_leaves((args, kwargs)))
+        mode = evaluating(self) if self.training else nullcontext()
+        with mode, torch.set_grad_enabled(asked and torch.is_grad_enabled()):
             outputs = self.members(*args, chunk_size=chunk_size, **kwargs)
             clear(reading, outputs, *said)
             return self._prediction(reading, outputs)

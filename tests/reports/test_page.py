@@ -14,7 +14,7 @@ from lightning_hypernet import Hypernet
 from lightning_hypernet.metrics import MemberAccuracy, population_metrics
 from lightning_hypernet.reports import measure, write_report
 from lightning_hypernet.reports.charts import ticks
-from lightning_hypernet.reports.tallies import as_classes
+from lightning_hypernet.reports.scoring import as_classes
 
 VOID = {"meta", "br", "link"}
 
@@ -170,8 +170,8 @@ def test_one_network_equals_its_ensemble(batches, tmp_path):
 
 
 def test_every_place_of_a_map_is_an_example_and_places_without_a_class_are_left_out():
-    outputs = torch.arange(2 * 1 * 3 * 2 * 2).view(2, 1, 3, 2, 2).float()
-    flat, labels = as_classes(outputs, torch.tensor([[[0, 255], [2, 1]]]))
+    outputs = torch.arange(2 * 1 * 3 * 2 * 2).view(2, 1, 3, 2, 2).double().sin().softmax(2)
+    flat, labels = as_classes(outputs, torch.tensor([[[0, -100], [2, 1]]]))
     assert labels.tolist() == [0, 2, 1]
     assert torch.equal(flat, torch.stack([outputs[:, 0, :, 0, 0], outputs[:, 0, :, 1, 0], outputs[:, 0, :, 1, 1]], 1))
 

@@ -44,6 +44,7 @@ def undrawn(hypernet: Hypernet, loader: Any = None) -> Iterator[None]:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
+    loader = getattr(loader, "loader", loader)  # which others go around
     batches = getattr(loader, "batch_sampler", None)
     owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]

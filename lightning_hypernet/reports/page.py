@@ -123,7 +123,7 @@ def render(
         ("good", "How good", _good(found, history)),
         ("different", "How different", _different(found)),
         ("networks", "Every network", _networks(found)),
-        ("use", "How to use it", _use(kind, checkpoint)),
+        ("use", "How to use it", _use(hypernet, checkpoint)),
     ]
     return document(title or kind, lead, tiles(_first(found, hypernet)), [one for one in sections if one[2]], _footer(found))
 
@@ -214,14 +214,18 @@ def _networks(found: Findings) -> str:
     )
 
 
-def _use(kind: str, checkpoint: str | Path | None) -> str:
+def _use(hypernet: Hypernet, checkpoint: str | Path | None) -> str:
     file = "last.ckpt" if checkpoint is None else str(checkpoint)
-    return paragraph("The checkpoint is all that is needed, with a module built like the target.") + code(
+    kind, normed = type(hypernet.target).__name__, hypernet.executor.statistics.possible
+    data = " and training data, from which fresh networks get their norm statistics, are" if normed else " is"
+    given = "loader = ...  # batches of training data\n" if normed else ""
+    arguments = f"{file!r}, target{', loader=loader' if normed else ''}"
+    return paragraph(f"The checkpoint{data} all that is needed, with a module built like the target.") + code(
         f"""import torch
 from lightning_hypernet import Hypernet
 
 target = ...  # a {kind}, built as for training; its weights do not matter
-hypernet = Hypernet.from_checkpoint({file!r}, target)
+{given}hypernet = Hypernet.from_checkpoint({arguments})
 
 ensemble = hypernet.ensemble(10)                     # ten fresh networks
 prediction = ensemble(x)                             # their joined outputs

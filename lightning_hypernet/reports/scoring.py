@@ -101,9 +101,9 @@ def as_classes(outputs: Tensor, labels: Tensor, dim: int | None = None) -> tuple
     moved = outputs.movedim(axis + 1, -1)
     moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
     between = bool(moved.min() >= 0) and bool(moved.max() <= 1)
-    if not (between and bool((moved.sum(-1) - 1).abs().max() < rounding)):
-        moved = moved.softmax(-1)
-    return labels_of(labels, moved)
+    sums = moved.sum(-1, keepdim=True)
+    probabilities = between and bool((sums - 1).abs().max() < rounding)
+    return labels_of(labels, moved / sums if probabilities else moved.softmax(-1))
 
 
 def as_two_classes(outputs: Tensor, labels: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor] | None:

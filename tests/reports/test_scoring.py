@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import Hypernet
 from lightning_hypernet.reports import measure, write_report
+from lightning_hypernet.reports.scoring import as_classes
 
 
 def made(target, *shape, **options):
@@ -227,3 +228,11 @@ def test_logits_in_0_to_1_are_no_probabilities_unless_they_sum_to_1():
         expected = -p.gather(1, y[:, None]).log().mean()
         found = measure(hypernet, [(x[:20], y[:20]), (x[20:], y[20:])], deep=False)
         assert found.figures["ensemble_nll"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_rounded_probabilities_are_given_to_metrics_as_ones_that_sum_to_1():
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(3, 50, 5).softmax(-1).to(torch.bfloat16), torch.randint(0, 5, (50,))
+    found, _ = as_classes(outputs, labels)
+    assert found.dtype == torch.float32 and (found.sum(-1) - 1).abs().max() < 1e-6
+    assert torch.allclose(found, outputs.float(), atol=0.02)

@@ -103,9 +103,11 @@ class HypernetReport(BaseCallback):
             self._last = {}
             with self._sparing("nothing was reported"):
                 self._measure(trainer, pl_module)
-        ranks = trainer.world_size > 1
-        known = bool(self._last)
-        if trainer.strategy.reduce_boolean_decision(known) if ranks else known:
+        ranks, known = trainer.world_size > 1, bool(self._last)
+        if ranks:  # which must log the same names, or wait for each other for ever
+            names = trainer.strategy.broadcast(sorted(self._last))
+            known = trainer.strategy.reduce_boolean_decision(known and sorted(self._last) == names)
+        if known:
             pl_module.log_dict({f"report/{name}": value for name, value in self._last.items()}, sync_dist=ranks)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -20,6 +20,11 @@ _POINTS = 400
 _OF_PAIRS = ("disagreement", "pairwise_kl", "double_fault", "q_statistic")
 
 
+def _alone() -> bool:
+    """Whether there are other ranks to ask."""
+    return False
+
+
 class ClassTally:
     """Figures of members' class probabilities.
 
@@ -43,6 +48,8 @@ class ClassTally:
             }
             for _ in range(members)
         ]
+        for metric in (*self.together.values(), *(one for metrics in self.alone for one in metrics.values())):
+            metric.distributed_available_fn = _alone  # each rank tells of its own part: one may measure while others do not
         self.bins = torch.zeros(BINS, 3, dtype=torch.double)
         self.differing = torch.zeros(members, members, dtype=torch.double)
         self.count = 0

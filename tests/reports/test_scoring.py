@@ -236,3 +236,9 @@ def test_rounded_probabilities_are_given_to_metrics_as_ones_that_sum_to_1():
     found, _ = as_classes(outputs, labels)
     assert found.dtype == torch.float32 and (found.sum(-1) - 1).abs().max() < 1e-6
     assert torch.allclose(found, outputs.float(), atol=0.02)
+
+
+def test_one_rank_measures_without_the_others(monkeypatch):
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    found = measure(made(nn.Linear(4, 3), 4), [(torch.randn(8, 4), torch.randint(0, 3, (8,)))], deep=False)
+    assert found.kind == "classes"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,10 +16,12 @@ from lightning_hypernet.analysis.paths import Paths, paths
 from lightning_hypernet.analysis.scatter import Scatter, scatter, weights_of
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.population import Population
-from lightning_hypernet.reports.tallies import ClassTally, NumberTally, as_classes, as_numbers, first_tensor
+from lightning_hypernet.reports.randomness import undrawn
+from lightning_hypernet.reports.scoring import Batch, Scoring, kind_of, tensor_of, wanted_of
+from lightning_hypernet.reports.tallies import ClassTally, NumberTally
 from lightning_hypernet.target.loaders import check_loader
 from lightning_hypernet.target.modes import evaluating
-from lightning_hypernet.training_step import targets_of
+from lightning_hypernet.target.reduction import check_reduction
 from lightning_hypernet.values import instance
 
 _EXAMPLES = 512
@@ -85,31 +86,40 @@ class Findings:
 
 
 @torch.no_grad()
-def measure(hypernet: Hypernet, loader: Iterable[Any] | None, batches: int | None = None, deep: bool = True) -> Findings:
-    """Measure the members of a Hypernet; its mode and its random numbers are left as they are.
+def measure(
+    hypernet: Hypernet,
+    loader: Iterable[Any] | None,
+    batches: int | None = None,
+    deep: bool = True,
+    targets: Callable[[Any], Any] | None = None,
+) -> Findings:
+    """Measure the members of a Hypernet; its mode and all random numbers are left as they are.
 
     Args:
         hypernet: The Hypernet.
-        loader: Batches with their labels or targets; None: the weights alone are looked at.
+        loader: Batches that end with their labels or targets; None: the weights alone are looked at.
         batches: How many batches are read; None: all.
         deep: Whether the analyses are made that draw networks of their own.
+        targets: Gives the targets of a batch, where they are not its last part, nor named as targets or labels.
 
     Returns:
         The findings.
 
     Raises:
-        TypeError: If this is no Hypernet, or the loader gives no batches.
+        TypeError: If this is no Hypernet, the loader gives no batches, or `targets` is no function or gives no tensor.
         ValueError: If the loader is empty, or labels are no classes.
     """
     instance("hypernet", hypernet, Hypernet, "a Hypernet")
+    if targets is not None and not callable(targets):
+        raise TypeError(f"targets must be a function that gives the targets of a batch, not {targets!r}")
     if loader is not None:
         check_loader(loader, part=batches is not None)
-    with evaluating(hypernet), _same_draws(hypernet):
+    with evaluating(hypernet), undrawn(hypernet, loader):
         population = hypernet.member_population()
         found = Findings("weights", len(population))
         kept: list[Any] = []
         if loader is not None:
-            found, kept = _read(hypernet, population, islice(loader, batches))
+            found, kept = _read(hypernet, population, islice(loader, batches), targets)
         found.layers = _layers(hypernet, population)
         _add_cosines(found, population)
         if deep:
@@ -117,54 +127,43 @@ def measure(hypernet: Hypernet, loader: Iterable[Any] | None, batches: int | Non
     return found
 
 
-@contextmanager
-def _same_draws(hypernet: Hypernet) -> Iterator[None]:
-    """Within, networks may be drawn; training goes on as if none had been."""
-    before = hypernet.prior.draws
-    try:
-        yield
-    finally:
-        hypernet.prior.draws = before
-
-
-def _read(hypernet: Hypernet, population: Population, batches: Iterable[Any]) -> tuple[Findings, list[Any]]:
+def _read(
+    hypernet: Hypernet, population: Population, batches: Iterable[Any], targets: Callable[[Any], Any] | None
+) -> tuple[Findings, list[Any]]:
     """What the members make of all batches, and the first of these for the analyses."""
-    tally: ClassTally | NumberTally | None = None
+    scoring = Scoring(len(population), check_reduction(hypernet.reduce)[1])
     kept: list[Any] = []
     examples = 0
     device = population.latents.z.device
     for batch in batches:
         arguments = next(iter(hypernet.executor.read([batch], device)))
-        outputs = first_tensor(hypernet.executor.stacked(population.networks, arguments))
-        targets = targets_of(batch)
+        raw = hypernet.executor.stacked(population.networks, arguments)
+        outputs = tensor_of(raw)
         if outputs is None:
-            return Findings(
-                "weights", len(population), left_out={"outputs": "the target returns no tensor of real numbers"}
-            ), []
-        targets = targets.to(outputs.device) if isinstance(targets, Tensor) else targets
-        classes = as_classes(outputs, targets) if not isinstance(tally, NumberTally) else None
-        if classes is not None:
-            tally = tally or ClassTally(len(population), outputs.shape[2], outputs.device)
-            tally.add(*classes)
-        elif isinstance(tally, ClassTally):
-            raise ValueError("some batches of the loader have labels and some do not; give all of them one kind of labels")
-        else:
-            tally = tally or NumberTally(len(population))
-            tally.add(*(as_numbers(outputs, targets) or (outputs.flatten(1), None)))
-        if outputs.ndim == 3 and examples < _EXAMPLES and isinstance(batch, (tuple, list)) and len(batch) == 2:
+            left_out = {"outputs": f"the target returns {kind_of(raw)}, and a tensor of real numbers is measured"}
+            return Findings("weights", len(population), left_out=left_out), []
+        wanted = wanted_of(batch, targets)
+        if wanted is None and isinstance(batch, Mapping):
+            scoring.reason = f"in a batch of {', '.join(map(str, batch))} nothing is named targets: pass targets="
+        said = scoring.add(outputs, wanted)
+        if examples < _EXAMPLES and raw is outputs and _can_be_analysed(batch, said, targets):
             kept.append(batch)
             examples += outputs.shape[1]
-    if tally is None or not tally.count:
-        raise ValueError("the loader is empty: there is nothing to measure on")
+    kind, tally = scoring.found()
+    left_out = {"figures": scoring.reason} if scoring.reason else {}
+    found = Findings(kind, len(population), tally.count, tally.figures(), tally.members(), left_out=left_out)
     if isinstance(tally, ClassTally):
-        disagreement = tally.disagreement() if len(population) > 1 else None
-        return Findings(
-            "classes", len(population), tally.count, tally.figures(), tally.members(), disagreement=disagreement,
-            reliability=tally.reliability(),
-        ), kept  # fmt: skip
-    points = tally.points if tally.right else None
-    kind = "numbers" if tally.right else "outputs"
-    return Findings(kind, len(population), tally.count, tally.figures(), tally.members(), points=points), kept
+        found.disagreement = tally.disagreement() if len(population) > 1 else None
+        found.reliability = tally.reliability()
+    elif isinstance(tally, NumberTally) and tally.right:
+        found.points = tally.points
+    return found, kept
+
+
+def _can_be_analysed(batch: Any, said: Batch, targets: Callable[[Any], Any] | None) -> bool:
+    """Whether a batch is inputs and their classes, as the analyses take it: one for every example."""
+    pair = targets is None and isinstance(batch, (tuple, list)) and len(batch) == 2
+    return pair and said.kind == "classes" and said.classes is not None and batch[1].shape == said.classes[1].shape
 
 
 def _layers(hypernet: Hypernet, population: Population) -> list[Layer]:
@@ -209,5 +208,5 @@ def _analyse(hypernet: Hypernet, found: Findings, population: Population, kept: 
     for name, make in wanted.items():
         try:
             setattr(found, name, make())
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            found.left_out[name] = str(error).partition("\n")[0]
+        except Exception as error:  # a picture less is better than no page
+            found.left_out[name] = str(error).partition("\n")[0] or type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -56,24 +56,26 @@ def write_report(
     checkpoint: str | Path | None = None,
     history: Sequence[tuple[float, Mapping[str, float]]] = (),
     batches: int | None = None,
+    targets: Callable[[Any], Any] | None = None,
 ) -> Path:
     """Measure the networks of a Hypernet and write one page about them, which needs nothing beside itself.
 
     Args:
         hypernet: The Hypernet; its members are measured.
-        loader: Batches of inputs and labels: classes, also of maps, or numbers. Without labels, or without a loader, the page
-            tells what can be told.
+        loader: Batches that end with their labels: classes, also of maps, or numbers. Without labels, or without a loader, the
+            page tells what can be told.
         path: Where the page is written; folders are made. What was there is replaced once the page is whole.
         title: Its title; None: the class of the target.
         checkpoint: Named in the code that loads it.
         history: Epochs and the figures of their validations.
         batches: How many batches are read; None: all.
+        targets: Gives the targets of a batch, where they are not its last part, nor named as targets or labels.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: If this is no Hypernet, or the loader gives no batches.
+        TypeError: If this is no Hypernet, the loader gives no batches, or `targets` is no function or gives no tensor.
         ValueError: If the loader is empty, labels are no classes, or the path is a folder.
 
     Example:
@@ -87,7 +89,7 @@ def write_report(
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name the file, as {path / 'report.html'}")
-    page = render(hypernet, measure(hypernet, loader, batches), title, checkpoint, history)
+    page = render(hypernet, measure(hypernet, loader, batches, targets=targets), title, checkpoint, history)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder) / path.name
@@ -121,7 +123,7 @@ def render(
         ("good", "How good", _good(found, history)),
         ("different", "How different", _different(found)),
         ("networks", "Every network", _networks(found)),
-        ("use", "How to use it", _use(kind, checkpoint)),
+        ("use", "How to use it", _use(hypernet, checkpoint)),
     ]
     return document(title or kind, lead, tiles(_first(found, hypernet)), [one for one in sections if one[2]], _footer(found))
 
@@ -168,6 +170,9 @@ def _what(hypernet: Hypernet) -> str:
 def _good(found: Findings, history: Sequence[tuple[float, Mapping[str, float]]]) -> str:
     compared = _COMPARED.get(found.kind)
     if compared is None:
+        told = found.left_out.get("figures") or found.left_out.get("outputs")
+        if told:
+            return paragraph(f"Nothing is said of how good the networks are: {told}.")
         why = "Nobody said what is right, so nothing is said of how good the networks are: give batches with labels."
         return paragraph(why)
     rows: list[list[Cell]] = []
@@ -209,14 +214,18 @@ def _networks(found: Findings) -> str:
     )
 
 
-def _use(kind: str, checkpoint: str | Path | None) -> str:
+def _use(hypernet: Hypernet, checkpoint: str | Path | None) -> str:
     file = "last.ckpt" if checkpoint is None else str(checkpoint)
-    return paragraph("The checkpoint is all that is needed, with a module built like the target.") + code(
+    kind, normed = type(hypernet.target).__name__, hypernet.executor.statistics.possible
+    data = " and training data, from which fresh networks get their norm statistics, are" if normed else " is"
+    given = "loader = ...  # batches of training data\n" if normed else ""
+    arguments = f"{file!r}, target{', loader=loader' if normed else ''}"
+    return paragraph(f"The checkpoint{data} all that is needed, with a module built like the target.") + code(
         f"""import torch
 from lightning_hypernet import Hypernet
 
 target = ...  # a {kind}, built as for training; its weights do not matter
-hypernet = Hypernet.from_checkpoint({file!r}, target)
+{given}hypernet = Hypernet.from_checkpoint({arguments})
 
 ensemble = hypernet.ensemble(10)                     # ten fresh networks
 prediction = ensemble(x)                             # their joined outputs

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,47 +20,9 @@ _POINTS = 400
 _OF_PAIRS = ("disagreement", "pairwise_kl", "double_fault", "q_statistic")
 
 
-def first_tensor(outputs: Any) -> Tensor | None:
-    """The tensor of real numbers that outputs are or begin with, of a mapping that named ``logits``; None if there is none."""
-    if isinstance(outputs, Tensor):
-        return outputs if outputs.is_floating_point() else None
-    if isinstance(outputs, Mapping):
-        outputs = [*(outputs[key] for key in ("logits",) if key in outputs), *outputs.values()]
-    if isinstance(outputs, (list, tuple)):
-        return next((found for found in map(first_tensor, outputs) if found is not None), None)
-    return None
-
-
-def as_classes(outputs: Tensor, labels: Any) -> tuple[Tensor, Tensor] | None:
-    """Outputs ``(S, n, classes)`` and labels ``(n,)``, of maps one for every place; None if labels are no classes of them.
-
-    Args:
-        outputs: ``(S, batch, classes)``, or of maps ``(S, batch, classes, ...)``.
-        labels: ``(batch,)`` or ``(batch, ...)``. Places of maps whose label is no class are left out.
-    """
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        return None
-    if outputs.ndim < 3 or outputs.shape[2] < 2 or labels.shape != outputs.shape[1:2] + outputs.shape[3:]:
-        return None
-    if labels.ndim == 1:
-        return outputs, labels
-    flat, labels = outputs.movedim(2, -1).flatten(1, -2), labels.flatten()
-    kept = (labels >= 0) & (labels < outputs.shape[2])
-    return flat[:, kept], labels[kept]
-
-
-def as_numbers(outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
-    """Outputs ``(S, n)`` and the numbers ``(n,)`` they should be; None if there is not one for each.
-
-    Args:
-        outputs: ``(S, batch, ...)``.
-        targets: As many numbers as each member's outputs, the batch first.
-    """
-    if not isinstance(targets, Tensor) or targets.is_complex() or not targets.numel():
-        return None
-    if targets.numel() != outputs[0].numel() or targets.shape[:1] != outputs.shape[1:2]:
-        return None
-    return outputs.flatten(1), targets.to(outputs).flatten()
+def _alone() -> bool:
+    """Whether there are other ranks to ask."""
+    return False
 
 
 class ClassTally:
@@ -89,17 +48,17 @@ class ClassTally:
             }
             for _ in range(members)
         ]
+        for metric in (*self.together.values(), *(one for metrics in self.alone for one in metrics.values())):
+            metric.distributed_available_fn = _alone  # each rank tells of its own part: one may measure while others do not
         self.bins = torch.zeros(BINS, 3, dtype=torch.double)
         self.differing = torch.zeros(members, members, dtype=torch.double)
         self.count = 0
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add predictions ``(S, n, classes)``, probabilities or logits, and labels ``(n,)``."""
+        """Add probabilities ``(S, n, classes)`` and labels ``(n,)``."""
         if not len(labels):
             return
         predictions = predictions.float()
-        if predictions.min() < 0 or predictions.max() > 1:
-            predictions = predictions.softmax(-1)
         for metric in self.together.values():
             metric.update(predictions, labels)
         for index, metrics in enumerate(self.alone):

@@ -4,17 +4,19 @@ import html.parser
 import re
 import shutil
 import subprocess
-from html import escape
+from html import escape, unescape
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hypernet import Hypernet
+from lightning_hypernet import Hypernet, HypernetCallback
 from lightning_hypernet.metrics import MemberAccuracy, population_metrics
 from lightning_hypernet.reports import measure, write_report
 from lightning_hypernet.reports.charts import ticks
-from lightning_hypernet.reports.tallies import as_classes
+from lightning_hypernet.reports.scoring import as_classes
 
 VOID = {"meta", "br", "link"}
 
@@ -170,10 +172,12 @@ def test_one_network_equals_its_ensemble(batches, tmp_path):
 
 
 def test_every_place_of_a_map_is_an_example_and_places_without_a_class_are_left_out():
-    outputs = torch.arange(2 * 1 * 3 * 2 * 2).view(2, 1, 3, 2, 2).float()
-    flat, labels = as_classes(outputs, torch.tensor([[[0, 255], [2, 1]]]))
+    outputs = torch.arange(2 * 1 * 3 * 2 * 2).view(2, 1, 3, 2, 2).double().sin().softmax(2)
+    flat, labels = as_classes(outputs, torch.tensor([[[0, -100], [2, 1]]]))
     assert labels.tolist() == [0, 2, 1]
-    assert torch.equal(flat, torch.stack([outputs[:, 0, :, 0, 0], outputs[:, 0, :, 1, 0], outputs[:, 0, :, 1, 1]], 1))
+    assert torch.allclose(
+        flat, torch.stack([outputs[:, 0, :, 0, 0], outputs[:, 0, :, 1, 0], outputs[:, 0, :, 1, 1]], 1), rtol=1e-12
+    )
 
 
 def test_a_folder_is_no_page(hypernet, tmp_path):
@@ -239,3 +243,45 @@ def test_the_scatter_has_fewer_networks_of_larger_targets(hypernet, batches, mon
     assert len(measure(hypernet, batches).scatter.points) == 50
     monkeypatch.setattr("lightning_hypernet.reports.findings._NUMBERS", 1)
     assert len(measure(hypernet, batches).scatter.points) == 20
+
+
+def code_of(page):
+    return unescape(re.search(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(), re.DOTALL).group(1))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_code_of_the_page_runs_and_gives_norm_statistics_to_fresh_networks(tmp_path, normed, monkeypatch):
+    torch.manual_seed(0)
+
+    def build():
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6) if normed else nn.ReLU(), nn.Linear(6, 3))
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = build()
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    x, y = 5 + 3 * torch.randn(64, 4), torch.randint(0, 3, (64,))
+    data = DataLoader(TensorDataset(x, y), 32)
+    made = HypernetCallback("model", samples=2, members=2, execution="loop", example_inputs=x[:2])
+    trainer = pl.Trainer(
+        max_epochs=1, callbacks=[made], logger=False, enable_checkpointing=False, accelerator="cpu", log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Module(), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    code = code_of(write_report(made.hypernet, [(x, y)], tmp_path / "page.html", checkpoint=tmp_path / "last.ckpt"))
+    assert ("loader=loader" in code) == normed
+    code = re.sub("^target = ...", "target = build()", code, flags=re.MULTILINE)
+    code = re.sub("^loader = ...", "loader = data", code, flags=re.MULTILINE)
+    names = {"build": build, "data": data, "x": x}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    assert names["each"].shape == (10, 64, 3)
+    assert (tmp_path / "ensemble").is_dir() and (tmp_path / "network.pt").is_file()

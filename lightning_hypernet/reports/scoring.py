@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_hypernet.reports.tallies import ClassTally, NumberTally
 from lightning_hypernet.training_step import targets_of
+from lightning_hypernet.uncertainty.reading import are_probabilities
 from lightning_hypernet.uncertainty.targets import IGNORED, labels_of, numbers_of
 
 _NAMED = ("logits", "prediction")
@@ -97,13 +98,11 @@ def as_classes(outputs: Tensor, labels: Tensor, dim: int | None = None) -> tuple
         ValueError: If the shapes do not fit, it is not clear where the classes are, or a label is no class.
     """
     axis = class_axis(outputs.shape[1:], labels.shape, dim)
-    rounding = max(1e-5, 4 * torch.finfo(outputs.dtype).eps)
     moved = outputs.movedim(axis + 1, -1)
     moved = moved.to(torch.promote_types(moved.dtype, torch.float32))
-    between = bool(moved.min() >= 0) and bool(moved.max() <= 1)
-    sums = moved.sum(-1, keepdim=True)
-    probabilities = between and bool((sums - 1).abs().max() < rounding)
-    return labels_of(labels, moved / sums if probabilities else moved.softmax(-1))
+    if not are_probabilities(moved, outputs.dtype):
+        return labels_of(labels, moved.softmax(-1))
+    return labels_of(labels, moved / moved.sum(-1, keepdim=True))
 
 
 def as_two_classes(outputs: Tensor, labels: Tensor, dim: int | None = None) -> tuple[Tensor, Tensor] | None:

@@ -29,6 +29,9 @@ SHORT = partial(
 )  # fmt: skip
 
 
+LONG = ("densities", "tasks", "uncertainty")
+
+
 def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
@@ -116,7 +119,10 @@ GIVEN = {"densities": of_densities, "no_gradient": of_no_gradient, "tasks": of_t
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text)])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name, text in PAGES.items() if blocks(text)],
+)
 def test_the_code_of_a_page_runs_in_one_go(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

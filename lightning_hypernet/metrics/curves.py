@@ -11,6 +11,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lightning_hypernet.metrics.base import PopulationMetric
 from lightning_hypernet.metrics.regression import RegressionMetric
 from lightning_hypernet.uncertainty import mixtures
+from lightning_hypernet.uncertainty.drawing import axes_or_new
 from lightning_hypernet.uncertainty.prediction import ClassPrediction
 from lightning_hypernet.values import choice, whole
 
@@ -54,7 +55,7 @@ class ReliabilityCurve(PopulationMetric):
     def plot(self, value: Any = None, ax: Any = None) -> Any:
         """Draw it beside the line on which predictions are calibrated. Returns figure and axes of matplotlib."""
         confidence, accuracy, share = (self.compute() if value is None else value).cpu()
-        figure, axes = _axes(ax)
+        figure, axes = axes_or_new(ax)
         some = share > 0
         axes.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
         axes.plot(confidence[some].numpy(), accuracy[some].numpy(), "o-", label="ensemble")
@@ -101,7 +102,7 @@ class QuantileReliability(RegressionMetric):
     def plot(self, value: Any = None, ax: Any = None) -> Any:
         """Draw it beside the line on which predictions are calibrated. Returns figure and axes of matplotlib."""
         levels, shares = (self.compute() if value is None else value).cpu()
-        figure, axes = _axes(ax)
+        figure, axes = axes_or_new(ax)
         axes.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
         axes.plot(levels.numpy(), shares.numpy(), "o-", label="ensemble")
         axes.set(xlabel="level", ylabel="share of numbers below the quantile", xlim=(0, 1), ylim=(0, 1))
@@ -155,7 +156,7 @@ class RejectionCurve(PopulationMetric):
     def plot(self, value: Any = None, ax: Any = None) -> Any:
         """Draw accuracy by the share that is kept. Returns figure and axes of matplotlib."""
         share, error = (self.compute() if value is None else value).cpu()
-        figure, axes = _axes(ax)
+        figure, axes = axes_or_new(ax)
         axes.plot(100 * share.numpy(), 100 * (1 - error).numpy(), label=f"by {self.by}")
         axes.set(xlabel="examples kept, %", ylabel="accuracy, %")
         axes.legend()
@@ -201,7 +202,7 @@ class RegressionRejectionCurve(RegressionMetric):
     def plot(self, value: Any = None, ax: Any = None) -> Any:
         """Draw the root of the error by the share that is kept. Returns figure and axes of matplotlib."""
         share, error = (self.compute() if value is None else value).cpu()
-        figure, axes = _axes(ax)
+        figure, axes = axes_or_new(ax)
         axes.plot(100 * share.numpy(), error.sqrt().numpy(), label=f"by {self.by}")
         axes.set(xlabel="numbers kept, %", ylabel="root mean squared error")
         axes.legend()
@@ -215,9 +216,3 @@ def _kept(doubts: Tensor, wrong: Tensor) -> Tensor:
     even = error[group.sort().values]
     ranks = torch.arange(1, len(even) + 1, device=even.device, dtype=even.dtype)
     return torch.stack([ranks / len(even), even.cumsum(0) / ranks]).float()
-
-
-def _axes(ax: Any) -> tuple[Any, Any]:
-    from matplotlib import pyplot
-
-    return (ax.figure, ax) if ax is not None else pyplot.subplots(layout="constrained")

@@ -21,7 +21,7 @@ def draw_parts(aleatoric: Tensor, epistemic: Tensor, label: str, ax: Any = None)
     Returns:
         Figure and axes.
     """
-    figure, axes = _axes(ax)
+    figure, axes = axes_or_new(ax)
     order = (aleatoric + epistemic).argsort()
     parts = [one.detach()[order].double().cpu().numpy() for one in (aleatoric, epistemic)]
     axes.stackplot(range(len(order)), *parts, labels=["aleatoric", "epistemic"], step="mid" if len(order) < 50 else None)
@@ -32,7 +32,7 @@ def draw_parts(aleatoric: Tensor, epistemic: Tensor, label: str, ax: Any = None)
 
 def draw_band(mean: Tensor, low: Tensor, high: Tensor, x: Tensor | None, label: str, ax: Any = None) -> tuple[Any, Any]:
     """The mean of numbers ``(examples,)`` or ``(examples, outputs)`` and their interval; args as in `draw_parts`."""
-    figure, axes = _axes(ax)
+    figure, axes = axes_or_new(ax)
     at = torch.arange(len(mean)) if x is None else x.detach().flatten()
     order = at.argsort()
     place = at[order].cpu().numpy()
@@ -63,7 +63,8 @@ def draw_maps(maps: Mapping[str, Tensor], label: str, ax: Any = None) -> tuple[A
     return figure, axes[0]
 
 
-def _axes(ax: Any) -> tuple[Any, Any]:
+def axes_or_new(ax: Any) -> tuple[Any, Any]:
+    """The figure and axes to draw on: those that were given, or new ones if they are None."""
     from matplotlib import pyplot
 
     return (ax.figure, ax) if ax is not None else pyplot.subplots(layout="constrained")

@@ -171,7 +171,17 @@ def _checked(outputs: Any, what: str) -> Tensor:
 
 
 def are_probabilities(values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether all numbers lie in 0 to 1 and sum to 1 over the last axis, as far as the type they were given in can tell."""
+    """Whether all numbers lie in 0 to 1 and sum to 1 over the last axis, as far as the type they were given in can tell.
+
+    Raises:
+        ValueError: If most of them do and some do not, as padding among probabilities.
+    """
     if bool(values.min() < 0) or bool(values.max() > 1):
         return False
-    return bool((values.sum(-1) - 1).abs().max() < max(1e-5, 4 * torch.finfo(dtype).eps))
+    even = (values.sum(-1) - 1).abs() < max(1e-5, 4 * torch.finfo(dtype).eps)
+    if not even.all() and even.double().mean() > 0.5:
+        raise ValueError(
+            f"outputs lie in 0 to 1, and of {even.numel()} predictions {int((~even).sum())} do not sum to 1, so that they "
+            "are neither probabilities nor clearly logits: leave those out, or give logits"
+        )
+    return bool(even.all())

@@ -240,6 +240,13 @@ def test_numbers_between_0_and_1_are_probabilities_where_they_sum_to_1():
         torch.testing.assert_close(metric.compute().float(), nll, rtol=1e-3, atol=0)
 
 
+def test_padding_among_probabilities_is_told_and_makes_no_logits_of_the_others():
+    predictions = torch.rand(3, 5, 4).softmax(-1)
+    predictions[:, -1] = 0
+    with pytest.raises(ValueError, match="of 15 predictions 3 do not sum to 1"):
+        EnsembleNLL().update(predictions, torch.tensor([0, 1, 2, 3, 0]))
+
+
 @pytest.mark.parametrize("by", ["confidence", "total", "aleatoric", "epistemic"])
 def test_rejection_keeps_the_surest_first(by):
     probabilities, labels = predictions()

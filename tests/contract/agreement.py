@@ -66,20 +66,20 @@ class What:
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     def fresh(self) -> nn.Module:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return self.make().double()
 
     def hypernet(self, seed: int = 1, **options: Any) -> Hypernet:
         target = self.fresh()
         before = dict(picture(target))
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         hypernet = Hypernet(target, samples=NETWORKS, members=NETWORKS, latent_dim=4, reduce=None,
                             **{"generator": SMALL, **self.options, **options})  # fmt: skip
         same(dict(picture(target)), before)
         return hypernet
 
     def batches(self, count: int) -> list[Any]:
-        torch.manual_seed(2)
+        torch.default_generator.manual_seed(2)
         return [self.inputs() for _ in range(count)]
 
     def dealt(self, call: Any) -> Sequence[Any]:
@@ -162,13 +162,13 @@ def training(case: What, hypernet: Hypernet) -> None:
     (call,) = case.batches(1)
     hypernet.train()
     kept = dict(picture(hypernet.target))
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     ours = run(hypernet, call)
     drawn = torch.get_rng_state()
     same(dict(picture(hypernet.target)), kept)
     weights = hypernet.population.weights
     modules = networks(hypernet, weights)
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     outputs = [run(module, part) for module, part in zip(modules, case.dealt(call), strict=True)]
     if not (isinstance(hypernet.executor.backend, Vmap) and case.drawn):
         assert torch.equal(torch.get_rng_state(), drawn), "other random numbers were drawn"
@@ -198,10 +198,10 @@ def members(case: What, hypernet: Hypernet) -> None:
     plain = [module.eval() for module in hypernet.materialize(population)]
     kept = dict(picture(hypernet.target))
     for call in batches[:2]:
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         ours = run(lambda *args, **kwargs: hypernet.run(population, *args, **kwargs), call)
         drawn = torch.get_rng_state()
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         theirs = [run(module, call) for module in plain]
         if type(hypernet.executor.backend) is not Vmap:
             assert torch.equal(torch.get_rng_state(), drawn), "other random numbers were drawn"
@@ -231,7 +231,7 @@ def copies(case: What, hypernet: Hypernet) -> None:
         others += [way(module) for way in (copy.deepcopy, _pickled) if _works(way, case.fresh())]
         outputs = [first_call(one, call) for one in (module, *others)]
         plain = module.materialize() if module is ensemble else hypernet.materialize(hypernet.member_population())
-        torch.manual_seed(7)
+        torch.default_generator.manual_seed(7)
         with torch.no_grad():
             same(outputs[0], stacked_by_hand([run(network.eval(), call) for network in plain]), EXACT)
         for one in outputs[1:]:
@@ -251,7 +251,7 @@ def gauge(case: What, hypernet: Hypernet) -> None:
         for child in module.modules():
             if isinstance(getattr(child, "eps", None), float):
                 child.eps = TINY
-        torch.manual_seed(6)
+        torch.default_generator.manual_seed(6)
         passed(module, batches, modes, case.averages)
         with torch.no_grad():
             outputs.append(run(module.eval(), call))
@@ -266,7 +266,7 @@ def first_call(module: nn.Module, call: Any) -> Any:
     """The output of the first call in evaluation, before which nothing is kept."""
     module.train()
     module.eval()
-    torch.manual_seed(7)
+    torch.default_generator.manual_seed(7)
     with torch.no_grad():
         return run(module, call)
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from lightning_hypernet.checkpoint import differences, recipe_of, write
+from lightning_hypernet.branching import Branching
+from lightning_hypernet.checkpoint import differences
 from lightning_hypernet.conditions import Condition, Conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.options import HARMLESS, check_context, check_options_of_hypernet, counts_of, plain_options, with_preset
+from lightning_hypernet.options import check_context, check_options_of_hypernet, counts_of, plain_options, with_preset
 from lightning_hypernet.placing import (
     Moves,
-    averages_of,
     built,
     check_order,
     copies_of,
@@ -32,7 +31,8 @@ from lightning_hypernet.placing import (
 )
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import Population
-from lightning_hypernet.sharding import add_state, keep_apart, shard_later, shards, take_others
+from lightning_hypernet.sharding import keep_apart, shard_later, shards
+from lightning_hypernet.storing import settle_averages, store, take
 from lightning_hypernet.task_step import Support, check_tasks, tasks_step
 from lightning_hypernet.training_step import (
     Split,
@@ -52,7 +52,7 @@ from lightning_hypernet.training_step import (
     weights_of,
 )
 from lightning_hypernet.trees import BaseCallback
-from lightning_hypernet.two_passes import TwoPasses, check_backward, takes_two_passes
+from lightning_hypernet.two_passes import TwoPasses, check_backward, is_scaled, takes_two_passes
 from lightning_hypernet.values import choice, several, texts, unknown
 
 
@@ -85,6 +85,8 @@ class HypernetCallback(BaseCallback):
         backward: ``"one_pass"``: all networks keep their weights and activations until the backward pass. ``"two_pass"``, which
             needs the batch dealt out: a few at a time do; the gradients are the same (see `TwoPasses`). ``"auto"``: two passes
             where the networks' weights hold more than 1 GiB and nothing speaks against them.
+        branch: Share of the training steps in which one network trains alone, the mean weights of the first component, as the
+            plain network would and at its cost; then all components start from it, see `Branching`.
         support: With an ``encoder`` among the options, a batch holds tasks, and each step sees one task at a time, with the
             network that the encoder makes of its data set: what this function gives of a task; None: see `support_of`.
         plugins: Plug-ins beside the installed ones.
@@ -118,14 +120,16 @@ class HypernetCallback(BaseCallback):
         validation: str = "ensemble",
         copies: Sequence[str] | None = None,
         backward: str = "one_pass",
+        branch: float | None = None,
         support: Support | None = None,
         **hypernet_options: Any,
     ) -> None:
         super().__init__()
         if preset is not None:
             defaults = {name: one.default for name, one in inspect.signature(Hypernet).parameters.items()}
-            hypernet_options, own_diversity = with_preset(preset, hypernet_options, defaults, plugins_with(plugins))
-            diversity = own_diversity if diversity is None else diversity
+            hypernet_options, theirs = with_preset(preset, hypernet_options, defaults, plugins_with(plugins))
+            diversity = theirs["diversity"] if diversity is None else diversity
+            branch = theirs["branch"] if branch is None else branch
         known = [name for name in inspect.signature(Hypernet).parameters if name not in ("target", "plugins")]
         own = [name for name in inspect.signature(HypernetCallback).parameters if name != "hypernet_options"]
         wrong = unknown("HypernetCallback", hypernet_options, [*own, *known])
@@ -154,7 +158,9 @@ class HypernetCallback(BaseCallback):
         self.support = check_tasks(hypernet_options.get("encoder"), support, deal, others)
         found, asked = plugins_with(self.plugins), self._asked()  # a mistake is told here, not when training starts
         check_backward(backward, deal != "inputs", asked)
-        check_options_of_hypernet(hypernet_options, found)
+        config = check_options_of_hypernet(hypernet_options, found)
+        given = {"context": context is not None, "conditions": conditions is not None}
+        self._branching = Branching(branch or 0.0, config, hypernet_options, **given)
         asked.check(found.distributions.chosen(hypernet_options.get("distribution", "generator"))[0], callable(deal))
 
     @property
@@ -210,7 +216,7 @@ class HypernetCallback(BaseCallback):
         conditions = Conditions(self.conditions, target) if self.conditions else None
         if conditions is not None:
             self.hypernet_options["context_dim"] = conditions.dim
-        hypernet = Hypernet(target, plugins=self.plugins, **self.hypernet_options)
+        hypernet = self._branching.plant(Hypernet(target, plugins=self.plugins, **self.hypernet_options), target)
         set_diversity(hypernet, self._asked(), callable(self.deal))
         set_conditions(hypernet, conditions)
         return hypernet
@@ -261,7 +267,7 @@ class HypernetCallback(BaseCallback):
         self.hypernet.training = True
         self.hypernet.generator.train()
         backward = "one_pass" if shards(trainer) else self.backward
-        self.takes_two_passes = takes_two_passes(backward, self.deal != "inputs", self.hypernet, _is_scaled(trainer))
+        self.takes_two_passes = takes_two_passes(backward, self.deal != "inputs", self.hypernet, is_scaled(trainer))
         keep_apart(trainer.optimizers)
         check_optimizers(trainer.optimizers, pl_module, self.hypernet, self.target)
 
@@ -269,13 +275,19 @@ class HypernetCallback(BaseCallback):
         """Count the examples; let copies of the Hypernet made since follow it, as a teacher made in `on_fit_start` does."""
         if isinstance(self.hypernet.diversity, WeightedDiversity):
             self.hypernet.diversity.see_data(examples_of(trainer))
+        self._branching.begin(trainer, pl_module, self.hypernet)
         others = [one for one in pl_module.modules() if isinstance(one, Hypernet) and one is not self.hypernet]
         for other in others if self.copies is None else ():
             if other.same_as(self.hypernet) and not any(parameter.requires_grad for parameter in other.parameters()):
                 other.follow(self.hypernet)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Let the components branch, if it is time."""
+        self._branching.branch(trainer, pl_module, self.hypernet)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Estimate the members' statistics anew, for use without the trainer."""
+        self._branching.end(self.hypernet)
         self._settle()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -300,7 +312,7 @@ class HypernetCallback(BaseCallback):
             return manual_step(hypernet, diversity, original, *args, **kwargs)
         batch = args[0] if args else next(iter(kwargs.values()), None)
         with condition_of(hypernet, self.context, batch):
-            passes = TwoPasses(hypernet, diversity) if self.takes_two_passes else None
+            passes = TwoPasses(hypernet, diversity) if self.takes_two_passes and not hypernet.generator.trunk else None
             if hypernet.task_encoder is not None:
                 result = tasks_step(hypernet, pl_module, original, self.support, *args, **kwargs)
             elif self.deal == "inputs":
@@ -312,12 +324,14 @@ class HypernetCallback(BaseCallback):
                     result = dealt_step(hypernet, pl_module, original, split, passes, *args, **kwargs)
             if result is None:
                 return None
-            loss = loss_of(result, batch, scaled=_is_scaled(trainer))
+            loss = loss_of(result, batch, scaled=is_scaled(trainer))
             if hypernet.population is None:
                 raise RuntimeError(f"training_step never called {self.target!r}, the target of the hypernetwork")
             self._drawn = hypernet.population
             if hypernet.population.targets is None:
                 hypernet.population.targets = targets_of(batch)
+            if hypernet.generator.trunk:
+                return result
             if not self._checked:
                 self._checked = check_joined(hypernet, hypernet.population)
             penalty = None if hypernet.conditions is None else hypernet.conditions.penalty(hypernet.population)
@@ -375,26 +389,11 @@ class HypernetCallback(BaseCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell of options that are others than in the checkpoint, where it can be loaded all the same."""
-        take_others(checkpoint, "hypernet" if self.target == "." else self.target, self.hypernet)
-        kept = recipe_of(checkpoint, self.target)
-        different = kept and differences(kept, {name: self.hypernet.options[name] for name in HARMLESS})
-        if different:
-            warnings.warn(f"the checkpoint was written with {'; '.join(different)}", stacklevel=2)
+        take(checkpoint, self.target, self.hypernet)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store norm statistics that fit the weights, and the plain recipe that `Hypernet.from_checkpoint` reads."""
         self._settle()
-        for average in averages_of(trainer, self.hypernet):
-            average.members.recent = self.hypernet.members.recent
-            average.members.estimated.zero_()
-            average.settle_statistics()
-        names = ["hypernet"] if self.target == "." else [self.target, *self._twins]
-        targets = [self.target, *self._twins]
-        for name, target, hypernet in zip(names, targets, (self.hypernet, *self.twins), strict=True):
-            add_state(checkpoint, name, hypernet, trainer)
-            write(checkpoint, target, f"{name}.", hypernet.options, hypernet.needs)
-
-
-def _is_scaled(trainer: pl.Trainer) -> bool:
-    """Whether gradients are scaled, as half precision needs it."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
+        settle_averages(trainer, self.hypernet)
+        for target, hypernet in zip((self.target, *self._twins), (self.hypernet, *self.twins), strict=True):
+            store(checkpoint, target, hypernet, trainer)

@@ -67,8 +67,8 @@ def check_context(context: Any, conditions: Any, context_dim: Any) -> None:
 
 def with_preset(
     preset: str, options: Mapping[str, Any], defaults: Mapping[str, Any], plugins: Plugins
-) -> tuple[dict[str, Any], Any]:
-    """Options of the callback with those of a preset beneath what is not the default, and the preset's diversity.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a Hypernet with those of a preset beneath what is not the default, and the preset's own of the callback.
 
     Raises:
         ValueError: If the name is that of a preset of generators.
@@ -76,10 +76,10 @@ def with_preset(
     if isinstance(preset, str) and preset in plugins.generators:
         raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
     chosen = dict(plugins.presets.find(preset))
-    diversity = chosen.pop("diversity", None)
+    own = {name: chosen.pop(name, None) for name in ("diversity", "branch")}
     plain, default = checkpoint.recorded(options), checkpoint.recorded(defaults)
     given = {name: value for name, value in options.items() if plain[name] != default.get(name)}
-    return {**options, **chosen, **given}, diversity
+    return {**options, **chosen, **given}, own
 
 
 def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
@@ -122,8 +122,11 @@ def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
     return read
 
 
-def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> None:
+def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> GeneratorConfig:
     """See, without a target, that what is chosen by name is there, and that numbers are in range.
+
+    Returns:
+        What the generator is made of, sizes that follow from the target left open.
 
     Raises:
         TypeError: If an option is of another kind.
@@ -146,6 +149,7 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> N
         prior_of(options.get("prior", "normal"), counts.get("latent_dim", _LATENT_DIM), counts.get("components", 1), plugins)
     gauge_of(options.get("gauge", "auto"), plugins)
     plugins.backend(shortest(options.get("execution", "auto")))
+    return config
 
 
 def shortest(choice: Any) -> Any:

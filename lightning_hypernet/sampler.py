@@ -166,10 +166,15 @@ class Sampler(StandIn):
         return names
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What is frozen, which backends were chosen, how batches reach the target, and the scales that the gauge fixes."""
+        """What is frozen, which backends were chosen, how batches reach the target, the scales and the trunk."""
         executor, scales = self.executor, self.symmetries.scales
-        state = {"frozen": list(executor.statistics.frozen), "execution": executor.choices.made, "feed": executor.feed.seen}
+        state: dict[str, Any] = {
+            "frozen": list(executor.statistics.frozen),
+            "execution": executor.choices.made,
+            "feed": executor.feed.seen,
+        }
         shaping = {name: self.options[name] for name in SHAPING if not list(checkpoint.unnamed(self.options[name]))}
+        state |= {"feed": executor.feed.seen, **({"trunk": True} if self.generator.trunk else {})}
         return {**state, "scales": scales and dict(scales), "options": shaping}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +188,10 @@ class Sampler(StandIn):
         self.executor.feed = Feed(state["feed"])
         self.symmetries.train_with(self.executor.statistics.frozen_norms)
         self.symmetries.fix(state["scales"])
+        if state.get("trunk"):
+            self.generator.grow_trunk()
+        else:
+            self.generator.trunk = False
 
     def _refuse_others(self, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         """Tell which options a state was written with, if tensors can't fit for them.

@@ -90,7 +90,7 @@ class StepSampler(MemberSampler):
                 given = self._given
                 latents = given.latents if isinstance(given, Encoded) else given
                 if latents is None:
-                    latents = self.draw(whole("samples", self.samples), context=self._context)
+                    latents = self.draw(self.networks_a_step, context=self._context)
                 self.population = self._populated(latents, self._together)
                 self.population.encoded = given if isinstance(given, Encoded) else None
             if not self.training:
@@ -109,6 +109,11 @@ class StepSampler(MemberSampler):
         own = (self.banks, self.symmetries.gauge, self.components)
         drawn = leaf_latents(latents)
         return GroupedPopulation(drawn, networks, *own, examples=self.symmetries.examples, distribution=self.generator)
+
+    @property
+    def networks_a_step(self) -> int:
+        """How many networks a training step draws: `samples`, and one while there is a trunk."""
+        return 1 if self.generator.trunk else whole("samples", self.samples)
 
     @property
     def has_latents(self) -> bool:
@@ -233,7 +238,7 @@ class StepSampler(MemberSampler):
         elif split is not None:
             if not callable(split):
                 raise TypeError(f"split must be a function of a batch and a number of networks, not {split!r}")
-            parts = split(batch, self.samples)
+            parts = split(batch, self.networks_a_step)
             if not isinstance(parts, Iterable) or isinstance(parts, (str, Mapping, Tensor)):
                 raise TypeError(f"the split that deals a batch out must give a list of parts of it, not {parts!r}")
             parts = list(parts)
@@ -241,7 +246,7 @@ class StepSampler(MemberSampler):
                 raise ValueError("the split that deals a batch out gives no parts but an empty list")
             dealt = [(part, 1) for part in parts]
         else:
-            dealt = parts_of(batch, self.samples, self.smallest, self.executor.plans.batch_dim)
+            dealt = parts_of(batch, self.networks_a_step, self.smallest, self.executor.plans.batch_dim)
         total = sum(size for _, size in dealt)
         with self.step() if own else nullcontext():
             for index, (part, size) in enumerate(dealt):

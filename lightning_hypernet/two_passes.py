@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -222,6 +223,11 @@ def takes_two_passes(backward: str, dealt: bool, hypernet: Hypernet, scaled: boo
             f"two passes take gradients before they are scaled, which half precision needs: set precision='bf16-mixed', {_ONE}"
         )
     return True
+
+
+def is_scaled(trainer: pl.Trainer) -> bool:
+    """Whether gradients are scaled, as half precision needs it."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _reading_outputs(diversity: WeightedDiversity) -> list[str]:

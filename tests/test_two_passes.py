@@ -298,7 +298,7 @@ def test_other_weight_distributions_are_refused():
 
 
 def test_scaled_gradients_are_refused(monkeypatch):
-    monkeypatch.setattr("lightning_hypernet.callback._is_scaled", lambda trainer: True)
+    monkeypatch.setattr("lightning_hypernet.callback.is_scaled", lambda trainer: True)
     with pytest.raises(ValueError, match=r"before they are scaled.*precision='bf16-mixed', or backward='one_pass'"):
         fit("two_pass", conv, batches(1, IMAGES))
 

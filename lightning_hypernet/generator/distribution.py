@@ -59,11 +59,12 @@ class WeightDistribution(nn.Module, ABC):
     ``"exact"``   that of weights, whatever their z
     ============= ==================================================================================================
 
-    `configured` says whether it is made of a `GeneratorConfig`.
+    `configured` says whether it is made of a `GeneratorConfig`. `trunk` says whether all networks are one, which trains alone.
     """
 
     density: ClassVar[Literal["none", "given_z", "bound", "exact"]] = "none"
     configured: ClassVar[bool] = True
+    trunk: bool = False
 
     @classmethod
     def noise(cls, banks: FilterBanks, options: Mapping[str, Any]) -> int | None:
@@ -76,6 +77,14 @@ class WeightDistribution(nn.Module, ABC):
 
     def focus(self, center: Tensor, spread: float) -> None:
         """See where conditions will lie: near a center ``(context_dim,)``, a standard deviation apart; by itself ignored."""
+
+    def grow_trunk(self, filters: Sequence[Tensor] | None = None) -> None:
+        """From here on let all networks be one; see `Generator.grow_trunk`.
+
+        Raises:
+            ValueError: If there is no mean network to train alone.
+        """
+        raise ValueError(f"one network can train alone where there are mean weights, which a {type(self).__name__} has not")
 
     def of_banks(self) -> Sequence[nn.Module]:
         """What makes the filters of every bank, for summaries; empty if one module makes them all."""

@@ -99,6 +99,38 @@ class Generator(WeightDistribution):
                     assert isinstance(weight_generator, WeightGenerator)
                     weight_generator.keep_mean(code, component, own[0])
 
+    @torch.no_grad()
+    def grow_trunk(self, filters: Sequence[Tensor] | None = None) -> None:
+        """From here on let all networks be one, the mean weights of the first component, until `branch`.
+
+        Args:
+            filters: Where it starts, ``(1, filters, filter_size)`` of every bank; None: where these are.
+
+        Raises:
+            ValueError: If not every bank has trained mean weights.
+        """
+        if not all(isinstance(generate.means, nn.Parameter) for generate in self.weight_generators):
+            raise ValueError(
+                "one network can train alone where there are mean weights: set start='mean_weights' or 'pretrained'"
+            )
+        for generate, own in zip(self.weight_generators, filters or (), strict=filters is not None):
+            generate.means[0] = own[0]  # type: ignore[operator]
+        self.trunk = True
+
+    @torch.no_grad()
+    def branch(self, first: Latents, deviation: float) -> None:
+        """Let every component start from the trunk: its networks lie around it.
+
+        Args:
+            first: Latents over which the mean network of a component is the trunk.
+            deviation: What the deviations from it are multiplied by, relative to those of a fresh generator.
+        """
+        trunk = [generate.means[:1].clone() for generate in self.weight_generators]  # type: ignore[index]
+        for generate in self.weight_generators:
+            generate.head.weight *= deviation  # type: ignore[operator, union-attr]
+        self.trunk = False
+        self._keep_means(first, trunk)
+
     @property
     def _own_gradient(self) -> float:
         return float(self.components) if self.training else 1.0
@@ -142,8 +174,11 @@ class Generator(WeightDistribution):
             latents: Of S networks.
 
         Returns:
-            What the last layer of every bank is given, ``(S, filters, width)``, and ``(S, width)`` of a condition.
+            What the last layer of every bank is given, ``(S, filters, width)``, and ``(S, width)`` of a condition; nothing of
+            the trunk, which has mean weights alone.
         """
+        if self.trunk:
+            return []
         pairs = zip(self.weight_generators, self._of_banks(self.codes(latents)), strict=True)
         features = [generate.features(code) for generate, code in pairs]  # type: ignore[operator]
         if self.conditioner is not None and latents.context is not None:
@@ -168,6 +203,9 @@ class Generator(WeightDistribution):
         parts: list[list[Tensor]] = []
         for index, (bank, generate) in enumerate(zip(self.banks, self.weight_generators, strict=True)):
             read = names is None or any(slot.parameter in names for slot in bank.slots)
+            if self.trunk:
+                parts.append(generate.mean(len(components)) if read else [])  # type: ignore[operator]
+                continue
             parts.append(generate(features[index], components, self._own_gradient) if read else [])
             if self.conditioner is not None and read and len(features) > len(self.banks):
                 changes = (generate.scale * self.conditioner(features[-1], index)).split(generate.sizes, dim=-1)

@@ -92,6 +92,11 @@ class WeightGenerator(nn.Module):
         raw = F.linear(features.mean(0), self.head.weight)
         self.means[component] = mean - self.gain * self.scale * raw
 
+    def mean(self, count: int) -> list[Tensor]:
+        """The mean weights of the first component as they are, for every slot ``(count, filters, size)``."""
+        assert self.means is not None
+        return list(self.means[:1].expand(count, -1, -1).split(self.sizes, dim=-1))
+
     def features(self, codes: Tensor) -> Tensor:
         """What the last layer is given of codes ``(S, filters, inputs)``: ``(S, filters, width)``."""
         features: Tensor = self.hidden(codes.flatten(0, 1))

@@ -129,7 +129,7 @@ class Stateful(nn.Module):
 
 @pytest.mark.parametrize("execution", ["loop", "vmap"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:Vmap cannot run")
+@pytest.mark.filterwarnings("ignore:Vmap cannot run", "ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 def test_state_is_each_networks_own_and_ends_with_the_population(kind, execution):
     hypernet = Hypernet(Stateful(*KINDS[kind]).double(), samples=3, execution=execution)
     for _ in range(4):
@@ -145,7 +145,7 @@ def test_state_that_changes_late_ends_with_the_population():
             assert [hypernet(ROWS, late=late).max().item() for _ in range(2)] == ([0.0, 0.0] if late else [1.0, 2.0])
 
 
-@pytest.mark.filterwarnings("ignore:Vmap cannot run")
+@pytest.mark.filterwarnings("ignore:Vmap cannot run", "ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 def test_a_cache_of_weights_in_slots_ends_with_the_population():
     class Cached(nn.Module):
         def __init__(self):
@@ -186,7 +186,7 @@ class Kept(nn.Module):
         return self.mean.square().mean()
 
 
-@pytest.mark.filterwarnings("ignore:Vmap cannot run")
+@pytest.mark.filterwarnings("ignore:Vmap cannot run", "ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 @pytest.mark.parametrize("execution", ["loop", "vmap", "auto"])
 def test_a_method_reads_what_another_kept(execution):
     hypernet = Hypernet(Kept().double(), samples=3, execution=execution)
@@ -216,7 +216,7 @@ class Twice(nn.Module):
         return self.layer(x) * 0 + self.calls
 
 
-@pytest.mark.filterwarnings("ignore:Vmap cannot run")
+@pytest.mark.filterwarnings("ignore:Vmap cannot run", "ignore:Pickle, copy, and deepcopy support:DeprecationWarning")
 @pytest.mark.parametrize("execution", ["loop", "vmap", "auto"])
 def test_what_a_second_method_changes_is_each_networks_own(execution):
     hypernet = Hypernet(Twice().double(), samples=3, execution=execution)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hypernet import Hypernet, HypernetCallback, hookimpl
+from lightning_hypernet.generator import Latents
 from tests.test_callback import QUIET
 
 STEPS = 8
@@ -59,7 +60,9 @@ def test_until_it_branches_the_plain_network_is_trained(optimizer, start):
     plain, ours = Classifier(optimizer), Classifier(optimizer)
     train(plain)
     callback = callback_of(generator={"start": start}, diversity="entropy")
-    with pytest.warns(UserWarning, match=r"training ended before components branched, which branch=1\.0 .* step 8: all networks"):
+    with pytest.warns(
+        UserWarning, match=r"training ended before components branched, .*branch=1\.0 .* step 8: all networks are"
+    ):
         train(ours, [callback_of(1.0, generator={"start": start}, diversity="entropy")])
     torch.testing.assert_close(torch.tensor(ours.losses), torch.tensor(plain.losses), atol=1e-12, rtol=0)
     assert ours.networks == [1] * STEPS
@@ -84,7 +87,7 @@ class Before(pl.Callback):
 
 
 class AtBranch(pl.Callback):
-    """Keeps the networks, the mean weights' share of the optimizer's state and the components' mean networks after it branched."""
+    """Keeps the networks of every component and the mean weights' share of the optimizer's state after it branched."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == STEPS // 2:
@@ -94,9 +97,9 @@ class AtBranch(pl.Callback):
             latents = hypernet.members.latents
             training = hypernet.generator.training
             hypernet.generator.eval()
+            of = [Latents(latents.z, torch.full_like(latents.component, component)) for component in range(3)]
             with torch.no_grad():
-                self.networks = [hypernet.decode(type(latents)(latents.z, torch.full_like(latents.component, component))).weights
-                                 for component in range(3)]  # fmt: skip
+                self.networks = [hypernet.decode(one).weights for one in of]
             hypernet.generator.train(training)
 
 
@@ -203,7 +206,7 @@ def test_what_can_not_train_alone_is_told_when_it_is_asked_for(options, message)
 
 
 def test_a_training_without_an_end_is_refused():
-    with pytest.raises(ValueError, match=r"branch=0\.5 is a share of all steps, and there is no end: set max_epochs or max_steps"):
+    with pytest.raises(ValueError, match=r"branch=0\.5 is a share of all steps, and there is no end: set max_epochs or"):
         train(Classifier(), [callback_of()], steps=-1, max_epochs=-1)
 
 
@@ -215,6 +218,13 @@ def test_manual_optimization_is_refused():
 
     with pytest.raises(ValueError, match=r"branch=0\.5 counts the trainer's own steps: leave it out under manual optimization"):
         train(Manual(), [callback_of()])
+
+
+def test_a_strategy_that_wants_all_parameters_used_is_refused():
+    callback = callback_of()
+    message = r"branch=0\.5 leaves parameters unused at first: set strategy='ddp_find_unused_parameters_true', or leave out"
+    with pytest.raises(ValueError, match=message):
+        train(Classifier(), [callback], strategy="ddp", devices=1)
 
 
 def test_a_state_of_a_trunk_does_not_fit_a_generator_without_mean_weights():

@@ -499,7 +499,11 @@ def test_bfloat16_autocast():
     assert all(math.isfinite(loss) for loss in module.losses)
 
 
-def test_two_processes(tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("ddp", ""), pytest.param("ddp_find_unused_parameters_true", ", branch=0.5, components=2", marks=pytest.mark.slow)],
+)
+def test_two_processes(strategy, options, tmp_path):
     """Ranks draw different networks, search neighbours among all, and keep equal parameters."""
     (tmp_path / "main.py").write_text(
         """
@@ -522,11 +526,11 @@ class Model(BoringModel):
         assert not torch.equal(latents[0], latents[1]), "latents are equal"
         print("both agree", flush=True)
 
-callback = HypernetCallback(target="layer", diversity={"entropy": 1e-3}, samples=4)
-trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, limit_train_batches=4, logger=False,
+callback = HypernetCallback(target="layer", diversity={"entropy": 1e-3}, samples=4OPTIONS)
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="STRATEGY", max_epochs=1, limit_train_batches=4, logger=False,
                      limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False, callbacks=[callback])
 trainer.fit(Model())
-"""
+""".replace("STRATEGY", strategy).replace("OPTIONS", options)
     )
     run = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr

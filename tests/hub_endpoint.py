@@ -15,9 +15,9 @@ TOKEN = "letmein"
 class Missing(Exception):
     """What is not there: the status and the code that clients read."""
 
-    def __init__(self, code, status=404):
+    def __init__(self, code, status=404, **more):
         super().__init__(code)
-        self.code, self.status = code, status
+        self.code, self.status, self.more = code, status, more
 
 
 class Repo:
@@ -41,13 +41,13 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The hub: `repos` by name, `asked` the lines of all requests, `cut` the bytes that every file lacks at its end."""
+    """The hub: `repos` by name, `asked` the lines of all requests, `down` whether it fails at all of them."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repos, self.large, self.asked, self.cut, self.down = {}, {}, [], 0, False
+        self.repos, self.large, self.asked, self.down = {}, {}, [], False
 
     @property
     def url(self):
@@ -73,6 +73,7 @@ def running():
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # a head and a body go together, and nobody waits for an acknowledgement
 
     def log_message(self, *_):
         pass
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             content, *more = self.found(path, body)
             self.reply(content, **(more[0] if more else {}))
         except Missing as missing:
-            self.reply({"error": missing.code}, status=missing.status, **{"X-Error-Code": missing.code})
+            self.reply({"error": missing.code, **missing.more}, status=missing.status, **{"X-Error-Code": missing.code})
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -101,9 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            cut = self.server.cut if raw else 0
-            self.wfile.write(content[: len(content) - cut])
-            self.close_connection = self.close_connection or bool(cut)
+            self.wfile.write(content)
 
     def known(self):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -168,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Missing("Unauthorized", 401)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if name in self.server.repos:
-            raise Missing("Exists", 409)
+            raise Missing("Exists", 409, url=f"{self.server.url}/{name}")
         self.server.repos[name] = Repo(bool(asked.get("private") or asked.get("visibility") == "private"))
         return {"url": f"{self.server.url}/{name}", "name": name}
 

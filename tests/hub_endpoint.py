@@ -1,4 +1,4 @@
-"""A hub on this machine: what huggingface_hub asks one for when repos are made, written and read."""
+"""A small hub of our own: what huggingface_hub asks one for when repos are made, written and read."""
 
 import base64
 import contextlib

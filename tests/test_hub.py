@@ -106,7 +106,7 @@ def names(monkeypatch, url):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub on this machine, in place of the one that the environment names."""
+    """A small hub, in place of the one that the environment names."""
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -178,7 +178,8 @@ def test_an_ensemble_comes_back_bit_for_bit(hypernet, tmp_path):
 def test_a_timm_model_is_built_from_its_recipe(tmp_path):
     x = torch.randn(2, 3, 32, 32)
     made = timm.create_model(**TIMM["init_args"])
-    hypernet = Hypernet(made, x, execution="loop", members=2, gauge="none", generate=["fc.*"]).eval()
+    only = {"generate": ["fc.*"], "structure": {"output": "fc.weight"}}
+    hypernet = Hypernet(made, execution="loop", members=2, gauge="none", **only).eval()
     hypernet.update_statistics([x])
     ensemble = hypernet.ensemble(2, loader=[x])
     loaded = from_pretrained(save_pretrained(hypernet, tmp_path / "hypernet", recipe=TIMM))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_hypernet.diversity import DiversityLoss
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.generator import Extractor, GeneratorConfig, Latents, Prior, WeightDistribution
+from lightning_hypernet.hub import from_pretrained, push_to_hub, save_pretrained
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.markers import hookimpl
 from lightning_hypernet.population import Population
@@ -29,7 +30,10 @@ __all__ = [
     "Population",
     "Prior",
     "WeightDistribution",
+    "from_pretrained",
     "hookimpl",
+    "push_to_hub",
+    "save_pretrained",
 ]
 
 

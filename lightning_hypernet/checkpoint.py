@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_hypernet import bundle
 from lightning_hypernet.archive import (
     ENDLESS,
     FORMAT,
@@ -29,9 +30,11 @@ from lightning_hypernet.archive import (
     read_checkpoint,
     refuse,
 )
+from lightning_hypernet.shards import is_sharded
 from lightning_hypernet.values import guess, instance, shown
 
 _KEY = "hypernet"
+_LOSSES = "diversity."
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,36 @@ def write(
     }
 
 
+def write_folder(
+    folder: str | Path, module: nn.Module, options: Mapping[str, Any], needs: Sequence[tuple[str, str, str]],
+    target: Mapping[str, Any] | None,
+) -> None:  # fmt: skip
+    """Store a Hypernet in a folder, as safetensors and a recipe in JSON.
+
+    Args:
+        folder: Made if it does not exist.
+        module: The Hypernet.
+        options: What it was built with.
+        needs: What it has of plug-ins.
+        target: How to build the target; None: whoever loads it has one.
+
+    Raises:
+        TypeError: If the state of a part of it is neither tensors nor plain values.
+        ValueError: If a part of it was given as an object without a name, or is sharded, or tensors hold NaN or infinite
+            numbers.
+    """
+    state = module.state_dict()
+    versions = getattr(state, "_metadata", {})
+    kept = OrderedDict(_under("", state))
+    sharded = [name for name, value in kept.items() if isinstance(value, Tensor) and is_sharded(value)]
+    if sharded:
+        raise ValueError(f"{sharded[0]} is sharded over ranks: save a checkpoint, and load it with Hypernet.from_checkpoint")
+    kept._metadata = {key: one for key, one in versions.items() if not f"{key}.".startswith(_LOSSES)}  # type: ignore[attr-defined]
+    checkpoint = {"state_dict": kept}
+    write(checkpoint, type(module.target).__name__, "", options, needs)
+    bundle.write(folder, checkpoint[_KEY][type(module.target).__name__], kept, target)
+
+
 def recipe_of(checkpoint: Mapping[str, Any], target: str) -> dict[str, Any] | None:
     """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none of this format."""
     recipe = checkpoint.get(_KEY, {}).get(target)
@@ -115,10 +148,10 @@ def recipe_of(checkpoint: Mapping[str, Any], target: str) -> dict[str, Any] | No
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What a Lightning checkpoint keeps of a Hypernet.
+    """What a Lightning checkpoint, or a folder, keeps of a Hypernet.
 
     Args:
-        path: The checkpoint.
+        path: Of either.
         options: What it was built with.
         needs: What it had of plug-ins.
         tensors: The tensors of its state dict, without those of diversity losses, none of which is read yet.
@@ -184,19 +217,21 @@ class Kept:
 
 
 def read(path: str | Path, name: str | None = None, known: Collection[str] = (), trust: bool = False) -> Kept:
-    """Read what a Lightning checkpoint keeps of a Hypernet; its tensors are described and not read.
+    """Read what a Lightning checkpoint, or a folder, keeps of a Hypernet; its tensors are described and not read.
 
     Args:
-        path: The checkpoint. Of what it holds beside tensors and plain values nothing is imported or run.
+        path: Of either. Of what it holds beside tensors and plain values nothing is imported or run.
         name: The callback's `target`, if there were several.
         known: The options that there are.
-        trust: Read objects of other classes too, by their own code.
+        trust: Read objects of other classes too, by their own code; a folder has none.
 
     Raises:
-        ArchiveError: If it is no whole checkpoint, holds no such Hypernet, or one of an unknown format or that is not whole.
+        ArchiveError: If it is no whole checkpoint or folder, holds no such Hypernet, or one of an unknown format or that is not
+            whole.
     """
     instance("path", path, (str, os.PathLike), "that of a checkpoint")
-    content = _trusted(path) if trust else read_checkpoint(path)
+    trust = trust and not os.path.isdir(path)
+    content = _of_folder(path) if os.path.isdir(path) else _trusted(path) if trust else read_checkpoint(path)
     problems: list[str] = []
     recipes = plain(content.get(_KEY, {}), "its recipe", problems)
     refuse(path, (problem for problem in problems if problem.endswith(ENDLESS)))
@@ -241,6 +276,12 @@ def read(path: str | Path, name: str | None = None, known: Collection[str] = (),
     return Kept(path, recipe["options"], needs, tensors, extra, kept)
 
 
+def _of_folder(folder: str | Path) -> dict[Any, Any]:
+    """What a folder keeps, in the form of a checkpoint."""
+    recipe, state = bundle.read(folder)
+    return {_KEY: {"": {**recipe, "prefix": ""}}, "state_dict": state}
+
+
 def _trusted(path: str | Path) -> dict[Any, Any]:
     """A checkpoint, read by the code that it names."""
     try:
@@ -254,7 +295,7 @@ def _trusted(path: str | Path) -> dict[Any, Any]:
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a state dict whose names have a prefix, by the rest of the name, without those of diversity losses."""
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in found.items() if not key.startswith("diversity.")}
+    return {key: value for key, value in found.items() if not key.startswith(_LOSSES)}
 
 
 def _not_finite_within(name: str, value: Any) -> list[str]:

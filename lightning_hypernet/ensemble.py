@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -288,7 +287,7 @@ class Ensemble(Predicting):
         odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
         if odd:
             raise TypeError(f"{', '.join(odd)} of {type(self.target).__name__} is no tensor, and tensors alone are stored")
-        files.write(folder, content, {name: value.clone().contiguous() for name, value in state.items()})
+        files.PAIR.write(folder, content, {name: value.clone().contiguous() for name, value in state.items()})
 
     @classmethod
     def load(
@@ -312,9 +311,8 @@ class Ensemble(Predicting):
         content, tensors = files.read(folder)
         if target is None:
             if content["target"] is None:
-                raise ValueError(f"{folder} holds no recipe of the target; pass load(folder, target=...)")
-            numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
-            target = _built(folder, content["target"], numbers, trust, tensors)
+                raise ValueError(f"{folder} holds no recipe of the target: pass target=..., a module built like it")
+            target = recipes.build_for(folder, content["target"], tensors, "weights.", trust)
         groups: dict[str, dict[str, Stored]] = {name: {} for name in files.GROUPS}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
@@ -347,13 +345,3 @@ class Ensemble(Predicting):
         ensemble = cls(executor, read["weights"], read["statistics"], latents, content["reduce"])
         ensemble.calibration.take(read["calibration"])
         return ensemble
-
-
-def _built(folder: str | Path, recipe: Any, numbers: int, trust: bool, tensors: Mapping[str, Stored]) -> nn.Module:
-    """The module of a recipe, in the type of the weights."""
-    try:
-        module = recipes.build(recipe, numbers, trust)
-    except ValueError as error:
-        raise ArchiveError(f"{folder} can't be loaded: {error}") from error
-    dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith("weights.")}
-    return module.to(dtypes.pop()) if len(dtypes) == 1 else module

@@ -265,8 +265,8 @@ class Hypernet(StepSampler):
         """Load a Hypernet from a Lightning checkpoint that a `HypernetCallback` wrote, without the LightningModule.
 
         Args:
-            path: The checkpoint. Nothing of it but tensors and plain values is read, whatever else it holds, and all of that is
-                checked before anything is built.
+            path: The checkpoint, or a folder of `save_pretrained`. Nothing of it but tensors and plain values is read, whatever
+                else it holds, and all of that is checked before anything is built.
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
             plugins: Plug-ins that were passed to the callback.

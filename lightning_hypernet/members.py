@@ -67,7 +67,9 @@ class Members(nn.Module):
         self.others = {name: fn(value) for name, value in self.others.items()}
         if self._fitted is not None:
             self._fitted.map(fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.estimated = self.estimated.float()  # as a Hypernet of a target of any type has it
+        return self
 
     def get_extra_state(self) -> dict[str, Any]:
         """The statistics outside of norm layers."""

@@ -6,11 +6,13 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_hypernet.archive import ArchiveError, Stored
 from lightning_hypernet.values import guess
 
 _TIMM = "timm.create_model"
@@ -36,9 +38,7 @@ def build(recipe: Any, numbers: int, trust: bool = False) -> nn.Module:
     """
     wrong = "; ".join(_form(recipe) or ([] if trust else _untrusted(recipe)))
     if wrong:
-        raise ValueError(
-            f"{wrong}: pass load(folder, target=...)" + ("" if trust else ", or trust=True if the file is your own")
-        )
+        raise ValueError(f"{wrong}: pass target=..." + ("" if trust else ", or trust=True if the file is your own"))
     path, _, name = recipe["class_path"].rpartition(".")
     try:
         maker = getattr(importlib.import_module(path), name) if trust or recipe["class_path"] == _TIMM else _loaded(path, name)
@@ -49,6 +49,27 @@ def build(recipe: Any, numbers: int, trust: bool = False) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"the recipe {recipe} gives a {type(module).__name__}, and a target is a module")
     return module
+
+
+def build_for(folder: str | Path, recipe: Any, tensors: Mapping[str, Stored], weights: str, trust: bool) -> nn.Module:
+    """Build the target of a folder, in the type of its weights.
+
+    Args:
+        folder: The folder.
+        recipe: As in `build`.
+        tensors: What the folder holds.
+        weights: What the names of tensors begin with that have the type of the weights.
+        trust: As in `build`.
+
+    Raises:
+        ArchiveError: As `build`.
+    """
+    try:
+        module = build(recipe, sum(math.prod(tensor.shape) for tensor in tensors.values()), trust)
+    except ValueError as error:
+        raise ArchiveError(f"{folder} can't be loaded: {error}") from error
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name.startswith(weights) and tensor.dtype.is_floating_point}
+    return module.to(dtypes.pop()) if len(dtypes) == 1 else module
 
 
 def _form(recipe: Any) -> list[str]:

@@ -114,7 +114,7 @@ def test_save_and_load(tmp_path):
     loaded = Ensemble.load(tmp_path / "members", convnet())
     assert torch.equal(loaded(x), expected)
     assert torch.equal(loaded.latents.z, networks.latents.z)
-    with pytest.raises(ValueError, match="holds no recipe of the target; pass load"):
+    with pytest.raises(ValueError, match="holds no recipe of the target: pass target"):
         Ensemble.load(tmp_path / "members")
     with pytest.raises(ValueError, match=r"0.weight is float32 \(4, 4, 1, 3, 3\), and float32 \(4, 8, 4\) in"):
         Ensemble.load(tmp_path / "members", mlp())

@@ -292,7 +292,7 @@ def test_a_save_that_fails_leaves_what_was_there(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("lightning_hypernet.folder.save_file", full)
+    monkeypatch.setattr("lightning_hypernet.pair.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         networks.save(path)
     monkeypatch.undo()

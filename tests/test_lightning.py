@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import LearningRateFinder, StochasticWeightAveraging
 from pytorch_lightning.tuner import Tuner
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -421,7 +421,7 @@ def test_what_plain_training_would_not_decay_does_not():
             return self.head(self.norm(x + self.token + self.table).mean(1))
 
     hypernet = Hypernet(Tokens(), samples=2)
-    groups = param_groups_weight_decay(hypernet, 0.1, no_weight_decay_list=hypernet.no_weight_decay())
+    groups = create_optimizer_v2(hypernet, "sgd", lr=0.1, weight_decay=0.1).param_groups
     decayed, spared = (
         {id(one) for group in groups if group["weight_decay"] == decay for one in group["params"]} for decay in (0.1, 0.0)
     )

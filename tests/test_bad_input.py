@@ -366,7 +366,7 @@ OTHERS = [
 ]  # fmt: skip
 GENERATOR = [
     row("compct", lambda: net(generator="compct"), "generator", "'compct'", near("compact")),
-    row("a callback's preset", lambda: net(generator="one_family"), "generator", "'one_family'", "preset"),
+    row("a callback's preset", lambda: net(generator="manifold"), "generator", "'manifold'", "preset"),
     row("3", lambda: net(generator=3), "generator", "3", "preset"),
     row("[]", lambda: net(generator=["compact"]), "generator", "compact", "preset"),
     row("a class", lambda: net(generator=GeneratorConfig), "generator", "GeneratorConfig", "instance|class|GeneratorConfig"),

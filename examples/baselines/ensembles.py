@@ -174,9 +174,9 @@ def ours(images: Tensor, labels: Tensor, steps: int, lr: float = 3e-3, **options
     return callback.hypernet.eval().ensemble(MEMBERS).members
 
 
-def ours_one_family(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
+def ours_manifold(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
     """The hypernetwork with a loss that keeps its networks apart, which the package has as a preset."""
-    return ours(images, labels, steps, preset="one_family", **options)
+    return ours(images, labels, steps, preset="manifold", **options)
 
 
 def ours_deep_ensemble(images: Tensor, labels: Tensor, steps: int, **options: Any) -> Members:
@@ -187,7 +187,7 @@ def ours_deep_ensemble(images: Tensor, labels: Tensor, steps: int, **options: An
 KINDS: dict[str, Callable[..., Members]] = {
     "ten_networks": ten_networks, "noisy_adam": noisy_adam, "noisy_kfac": noisy_kfac, "swag": swag,
     "laplace": laplace, "dropout": dropout,
-    "ours": ours, "ours_one_family": ours_one_family, "ours_deep_ensemble": ours_deep_ensemble,
+    "ours": ours, "ours_manifold": ours_manifold, "ours_deep_ensemble": ours_deep_ensemble,
 }  # fmt: skip
 A_STEP = {kind: WHOLE if kind.startswith("ours") else BATCH for kind in KINDS} | {"ten_networks": MEMBERS * BATCH}
 """Images that a step of each kind sees."""

@@ -69,8 +69,9 @@ class Harness:
         """The lines of a method at a budget, at the setting that is best on the validation part."""
         method, problem = METHODS[name], PROBLEMS[self.problem]
         tried = range(TUNED_FROM, TUNED_FROM + (problem.tuning if self.unit is None else 1))
-        losses = [sum(self.run(name, budget, seed, one)["validation"] for seed in tried) for one in method.settings]
-        best = method.settings[losses.index(min(losses))]
+        settings = [{**one, "lr": float(f"{one['lr'] * problem.lr:.3g}")} for one in method.settings]
+        losses = [sum(self.run(name, budget, seed, one)["validation"] for seed in tried) for one in settings]
+        best = settings[losses.index(min(losses))]
         print(f"{name} at {budget:g}: {json.dumps(best)}, of {len(losses)} settings tried with {len(tried)} seeds", flush=True)
         return [self.run(name, budget, seed, best) for seed in seeds]
 
@@ -120,6 +121,13 @@ def read(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def everything() -> list[tuple[str, float]]:
+    """Every method at each of its budgets, the smallest of all methods first."""
+    ranked = sorted((place, order, name, budget) for order, (name, method) in enumerate(METHODS.items())
+                    for place, budget in enumerate(method.budgets))  # fmt: skip
+    return [(name, budget) for _, _, name, budget in ranked]
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,8 +164,7 @@ def main() -> None:
             raise SystemExit(f"seeds from {TUNED_FROM} on are those that settings are tried with; take lower ones")
         harness = Harness(options.problem, options.out, options.data_dir, options.steps)
         one = options.command == "row"
-        wanted = [(options.method, options.budget)] if one else [(name, b) for name in METHODS for b in METHODS[name].budgets]
-        for name, budget in wanted:
+        for name, budget in [(options.method, options.budget)] if one else everything():
             harness.row(name, budget, options.seeds)
         print(table([line for line in harness.lines if not one or line["method"] == options.method]))
 

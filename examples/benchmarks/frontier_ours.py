@@ -71,3 +71,9 @@ def hypernetwork(task: Task, lr: float, weight_decay: float, **options: Any) -> 
     hypernet = callback.hypernet.eval()
     ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())
     return Trained(ensemble.members, hypernet.ensemble(AVERAGED, component=0).average(task.calm()).eval())
+
+
+def mean_field(task: Task, lr: float, kl: float, weight_decay: float = 0.0) -> Trained:
+    """A Gaussian for every weight, its divergence from a prior in the loss after a third of the steps, tempered."""
+    divergence = {"kl": {"weight": kl, "warmup": max(1, task.steps // 3)}}
+    return hypernetwork(task, lr, weight_decay, distribution="mean_field", diversity=divergence, gauge="none")

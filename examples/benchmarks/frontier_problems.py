@@ -45,6 +45,7 @@ class Problem:
         target: Makes the network.
         split: Makes the parts, of the folder of the data and a seed.
         steps: Of one network's training, which is the unit of cost.
+        lr: About where the learning rate is best; settings tell it in units of this.
         batch: Images a step; where it can, a number that 2, 3, 5, 8 and 10 networks share.
         tuning: Seeds that every setting is tried with.
     """
@@ -53,6 +54,7 @@ class Problem:
     target: Callable[[], nn.Module]
     split: Callable[[Path, int], Parts]
     steps: int
+    lr: float
     batch: int = 120
     tuning: int = 1
 
@@ -205,10 +207,10 @@ def stored(name: str, train: int, validation: int, **changes: int | bool) -> Cal
 PROBLEMS = {
     one.name: one
     for one in (
-        Problem("digits", mlp, digits, steps=600, tuning=3),
-        Problem("mnist5k", small, stored("mnist", 5_000, 2_000, shift=2), steps=1_000),
-        Problem("mnist", small, stored("mnist", 55_000, 5_000, shift=2), steps=4_500),
-        Problem("lenet", lenet, stored("cifar10", 45_000, 5_000, shift=2, mirror=True), steps=15_000),
-        Problem("resnet", resnet, stored("cifar10", 45_000, 5_000, shift=4, mirror=True), steps=22_500),
+        Problem("digits", mlp, digits, steps=600, lr=3e-2, tuning=3),
+        Problem("mnist5k", small, stored("mnist", 5_000, 2_000, shift=2), steps=1_000, lr=1e-2),
+        Problem("mnist", small, stored("mnist", 55_000, 5_000, shift=2), steps=4_500, lr=1e-2),
+        Problem("lenet", lenet, stored("cifar10", 45_000, 5_000, shift=2, mirror=True), steps=15_000, lr=3e-3),
+        Problem("resnet", resnet, stored("cifar10", 45_000, 5_000, shift=4, mirror=True), steps=22_500, lr=1e-2),
     )
 }

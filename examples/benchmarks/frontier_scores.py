@@ -110,7 +110,7 @@ def scores(trained: Trained, parts: Parts, curved: bool = False) -> dict[str, An
     if trained.one is not None:
         found |= {f"one_{name}": value for name, value in of_one(trained.one, parts.test).items()}
     if curved and len(logs) > 1:
-        found["curve"] = curve(logs, labels)
+        found["curve"] = [round(value, 6) for value in curve(logs, labels)]
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
 
 

@@ -18,6 +18,8 @@ COLUMNS = {
     "one_accuracy": ("one network %", 2), "one_nll": ("NLL", 4), "one_cnll": ("cNLL", 4),
 }  # fmt: skip
 """Scores that a table shows: their column and digits."""
+ROUNDED = 1e-6
+"""What lines are rounded to."""
 
 
 def grouped(lines: Sequence[Line]) -> dict[Key, list[Line]]:
@@ -52,7 +54,7 @@ def equivalent(runs: Sequence[Line], curve: Sequence[float]) -> str:
     """How many independent networks at full cost the ensemble is worth, or a dash if there are none to compare with."""
     if not curve:
         return "-"
-    worth = deep_ensemble_equivalent(-float(np.mean([run["cnll"] for run in runs])), curve)
+    worth = deep_ensemble_equivalent(-float(np.mean([run["cnll"] for run in runs])) - ROUNDED, curve)
     return f"> {len(curve)}" if math.isinf(worth) else f"{worth:.1f}"
 
 

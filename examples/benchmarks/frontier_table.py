@@ -72,7 +72,7 @@ def table(lines: Sequence[Line]) -> str:
             told = [mean(runs, name, digits) for name, (_, digits) in COLUMNS.items()]
             settings = {", ".join(f"{word} {value:g}" for word, value in run["setting"].items()) for run in runs}
             size = f"{runs[0]['members']}"
-            cells = [method, f"{budget:g}", f"{np.mean([run['relative_seconds'] for run in runs]):.2f}", f"{len(runs)}", size]
+            cells = [method, f"{budget:g}", f"{np.median([run['relative_seconds'] for run in runs]):.2f}", f"{len(runs)}", size]
             cells += [*told, equivalent(runs, curve), f"{'; '.join(sorted(settings))}; of {runs[0]['tried']}"]
             text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)

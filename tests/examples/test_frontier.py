@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
 import frontier
+import frontier_walks
 from frontier import Harness, everything, read
 from frontier_methods import METHODS, Method
 from frontier_problems import PROBLEMS, Images, Parts, Task, digits, stored
@@ -22,7 +23,6 @@ from frontier_scores import choice, of_ensemble, scores
 from frontier_shared import RankOne, near_one
 from frontier_table import plot, table
 from frontier_training import Trained, fit, standard, together
-from frontier_walks import snapshots
 
 FOLDER = Path()
 SCRIPT = Path(frontier.__file__)
@@ -206,16 +206,48 @@ def test_members_of_rank_one_are_layers_of_their_own(layer):
     torch.testing.assert_close(shared.collapsed()(x), shared(x))
 
 
-def test_snapshots_are_kept_where_the_rate_is_zero(parts):
-    task = Task(PROBLEMS["digits"], parts, unit=12)
-    trained = snapshots(task, lr=0.01, count=3)
-    images = parts.test.images[:50] / 255
-    logits = trained.members(images)
-    assert logits.shape == (3, 50, 10)
-    torch.manual_seed(0)
-    shorter = snapshots(Task(PROBLEMS["digits"], parts, unit=4), lr=0.01, count=1)
-    assert not torch.equal(logits[0], logits[1])
-    assert shorter.members(images).shape == (1, 50, 10)
+@pytest.fixture
+def walked(monkeypatch):
+    """Trainings that write the step and the rate into the weights, and what they keep."""
+
+    def walk(module, task, steps, lr, weight_decay, schedule, after):
+        for step in range(steps):
+            nn.init.constant_(module[1].weight, schedule(step / steps))
+            nn.init.constant_(module[1].bias, step + 1)
+            after(step + 1)
+        return module
+
+    monkeypatch.setattr(frontier_walks, "fit", walk)
+    monkeypatch.setattr(frontier_walks, "together", lambda networks: networks)
+
+    def run(name, parts, steps, **setting):
+        trained = getattr(frontier_walks, name)(Task(PROBLEMS["digits"], parts, unit=steps), 1.0, **setting)
+        told = [(one[1].bias[0].item(), one[1].weight[0, 0].item()) for one in trained.members]
+        return told, trained.one[1].bias[0].item()
+
+    return run
+
+
+def test_snapshots_are_kept_where_the_rate_is_least(walked, parts):
+    told, last = walked("snapshots", parts, 60, count=3)
+    assert [step for step, _ in told] == [20, 40, 60]
+    assert [rate for _, rate in told] == pytest.approx([0.5 * (1 + math.cos(0.95 * math.pi))] * 3)
+    assert last == 60
+
+
+def test_geometric_ensembling_keeps_ten_networks_at_the_bottom_of_its_cycles(walked, parts):
+    told, mean = walked("geometric", parts, 100, weight_decay=0.0)
+    assert [step for step, _ in told] == [63 + 4 * index for index in range(10)]
+    assert [rate for _, rate in told] == pytest.approx([0.05] * 10)
+    assert mean == pytest.approx(81)
+
+
+def test_weights_are_averaged_over_the_last_part(walked, parts):
+    told, mean = walked("averaging", parts, 100, weight_decay=0.0)
+    assert mean == told[0][0] == pytest.approx(sum(range(61, 101)) / 40)
+    told, mean = walked("gaussian", parts, 1000, weight_decay=0.0)
+    assert len(told) == 10
+    assert mean == pytest.approx(sum(range(610, 1001, 10)) / 40)
 
 
 def test_one_network_learns(parts):

@@ -60,7 +60,6 @@ def settings(name: str, *values: Any) -> tuple[Setting, ...]:
 METHODS: dict[str, Method] = {
     "network": Method(network, budgets=(1, 3, 10)),
     **{f"independent-{k}": Method(partial(independent, networks=k), budgets=(1, k)) for k in (2, 3, 5, 10)},
-    **{name: Method(partial(hypernetwork, **options), in_trainer=True) for name, options in OURS.items()},
     "snapshots": Method(snapshots, settings("count", 3, 6)),
     "fge": Method(geometric),
     "swa": Method(averaging),
@@ -70,4 +69,5 @@ METHODS: dict[str, Method] = {
     "late_phase": Method(late_phase),
     "simplex": Method(simplex, settings("corners", 2, 3)),
     "mean_field": Method(mean_field, settings("kl", 0.1, 1.0), in_trainer=True),
+    **{name: Method(partial(hypernetwork, **options), in_trainer=True) for name, options in OURS.items()},
 }

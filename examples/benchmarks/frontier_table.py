@@ -41,13 +41,22 @@ def mean(runs: Sequence[Line], name: str, digits: int) -> str:
 
 
 def curve_of(groups: dict[Key, list[Line]], problem: str, unit: int) -> list[float]:
-    """The calibrated log-likelihood of 1, 2, ... independent networks at full cost, from the largest such ensemble."""
+    """The best calibrated log-likelihood of at most 1, 2, ... independent networks at full cost, at any setting chosen.
+
+    Every such ensemble tells what fewer of its networks reach; a setting that suits ten may suit one badly.
+    """
     curves = [
-        np.mean([run["curve"] for run in runs], 0)
+        np.mean([run.get("curve", [run["cnll"]]) for run in runs], 0)
         for (of, method, budget, steps), runs in groups.items()
-        if (of, steps) == (problem, unit) and method == f"independent-{budget:g}"
+        if (of, steps) == (problem, unit)
+        and (method, budget) in (("network", 1), (f"independent-{budget:g}", budget))
+        and (budget == 1 or all("curve" in run for run in runs))
     ]
-    return [-float(value) for value in max(curves, key=len)] if curves else []
+    if not any(len(curve) > 1 for curve in curves):
+        return []
+    longest = max(len(curve) for curve in curves)
+    best = [min(curve[index] for curve in curves if len(curve) > index) for index in range(longest)]
+    return [-float(value) for value in np.minimum.accumulate(best)]
 
 
 def equivalent(runs: Sequence[Line], curve: Sequence[float]) -> str:

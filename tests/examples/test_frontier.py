@@ -318,6 +318,8 @@ def test_a_table_tells_what_an_ensemble_is_worth():
         shared | {"method": "independent-3", "budget": 3.0, "cnll": 0.2, "curve": [0.5, 0.4, 0.2]},
         shared | {"method": "half", "budget": 1.0, "cnll": 0.3},
         shared | {"method": "half", "budget": 2.0, "cnll": 0.1},
+        shared | {"method": "independent-2", "budget": 2.0, "cnll": 0.45, "curve": [0.6, 0.45]},
+        shared | {"method": "network", "budget": 1.0, "cnll": 0.4},
         {"problem": "digits", "unit": 9, "seed": 100, "method": "half", "budget": 2.0, "validation": 0.1},
     ]
     rows = [line.split(" | ") for line in table(lines).splitlines() if line.startswith("| ")][1:]
@@ -325,4 +327,6 @@ def test_a_table_tells_what_an_ensemble_is_worth():
         ("| independent-3", "3", "3.0"),
         ("| half", "1", "2.5"),
         ("| half", "2", "> 3"),
+        ("| independent-2", "2", "1.0"),
+        ("| network", "1", "1.0"),
     ]

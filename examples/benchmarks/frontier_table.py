@@ -1,0 +1,107 @@
+"""The frontier told: a table of means over seeds, and a picture of what is reached over what it costs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_hypernet.metrics import deep_ensemble_equivalent
+
+Line = dict[str, Any]
+Key = tuple[str, str, float, int]
+COLUMNS = {
+    "member_accuracy": ("member %", 2), "member_nll": ("NLL", 4), "accuracy": ("ensemble %", 2), "nll": ("NLL", 4),
+    "cnll": ("cNLL", 4), "ece": ("ECE %", 2), "disagreement": ("disagree %", 2), "auroc": ("AUROC %", 2),
+    "one_accuracy": ("one network %", 2), "one_nll": ("NLL", 4), "one_cnll": ("cNLL", 4),
+}  # fmt: skip
+"""Scores that a table shows: their column and digits."""
+ROUNDED = 1e-6
+"""What lines are rounded to."""
+
+
+def grouped(lines: Sequence[Line]) -> dict[Key, list[Line]]:
+    """Runs that were scored, by problem, method, budget and the steps of a unit; those that settings were tried with aside."""
+    found: dict[Key, list[Line]] = {}
+    for line in lines:
+        if "accuracy" in line:
+            found.setdefault((line["problem"], line["method"], line["budget"], line["unit"]), []).append(line)
+    return found
+
+
+def mean(runs: Sequence[Line], name: str, digits: int) -> str:
+    """Mean and standard error of a score, or a dash."""
+    values = [run[name] for run in runs if name in run]
+    if not values:
+        return "-"
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{error}"
+
+
+def curve_of(groups: dict[Key, list[Line]], problem: str, unit: int) -> list[float]:
+    """The best calibrated log-likelihood of at most 1, 2, ... independent networks at full cost, at any setting chosen.
+
+    Every such ensemble tells what fewer of its networks reach; a setting that suits ten may suit one badly.
+    """
+    curves = [
+        np.mean([run.get("curve", [run["cnll"]]) for run in runs], 0)
+        for (of, method, budget, steps), runs in groups.items()
+        if (of, steps) == (problem, unit)
+        and (method, budget) in (("network", 1), (f"independent-{budget:g}", budget))
+        and (budget == 1 or all("curve" in run for run in runs))
+    ]
+    if not any(len(curve) > 1 for curve in curves):
+        return []
+    longest = max(len(curve) for curve in curves)
+    best = [min(curve[index] for curve in curves if len(curve) > index) for index in range(longest)]
+    return [-float(value) for value in np.minimum.accumulate(best)]
+
+
+def equivalent(runs: Sequence[Line], curve: Sequence[float]) -> str:
+    """How many independent networks at full cost the ensemble is worth, or a dash if there are none to compare with."""
+    if not curve:
+        return "-"
+    worth = deep_ensemble_equivalent(-float(np.mean([run["cnll"] for run in runs])) - ROUNDED, curve)
+    return f"> {len(curve)}" if math.isinf(worth) else f"{worth:.1f}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """A table in Markdown for every problem, means over seeds with their standard errors."""
+    groups, text = grouped(lines), []
+    for problem, unit in dict.fromkeys((key[0], key[3]) for key in groups):
+        own = {key: runs for key, runs in groups.items() if (key[0], key[3]) == (problem, unit)}
+        first = next(iter(own.values()))[0]
+        text.append(f"\n{problem}, {unit} steps a network; AUROC against {first['other']}\n")
+        heads = ["method", "images", "seconds", "seeds", "members", *(head for head, _ in COLUMNS.values()), "worth", "setting"]
+        text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        curve = curve_of(groups, problem, unit)
+        for (_, method, budget, _), runs in own.items():
+            told = [mean(runs, name, digits) for name, (_, digits) in COLUMNS.items()]
+            settings = {", ".join(f"{word} {value:g}" for word, value in run["setting"].items()) for run in runs}
+            size = f"{runs[0]['members']}"
+            cells = [method, f"{budget:g}", f"{np.median([run['relative_seconds'] for run in runs]):.2f}", f"{len(runs)}", size]
+            cells += [*told, equivalent(runs, curve), f"{'; '.join(sorted(settings))}; of {runs[0]['tried']}"]
+            text.append("| " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def plot(lines: Sequence[Line], path: Path) -> None:
+    """Accuracy and calibrated likelihood of every method over the images that it saw, a row of two for every problem."""
+    groups = grouped(lines)
+    problems = list(dict.fromkeys((key[0], key[3]) for key in groups))
+    if not problems:
+        raise SystemExit("there is no run that was scored: run `row` or `all` first")
+    figure = Figure(figsize=(12, 4.5 * len(problems)), layout="constrained")
+    for axes, of in zip(figure.subplots(len(problems), 2, squeeze=False), problems, strict=True):
+        names = list(dict.fromkeys(key[1] for key in groups if (key[0], key[3]) == of))
+        for index, method in enumerate(names):
+            own = sorted((key[2], runs) for key, runs in groups.items() if (key[0], key[3]) == of and key[1] == method)
+            style = {"color": f"C{index % 10}", "marker": "os^DvP"[index // 10 % 6], "linestyle": "-", "label": method}
+            for ax, score in zip(axes, ("accuracy", "cnll"), strict=True):
+                ax.plot([budget for budget, _ in own], [np.mean([run[score] for run in runs]) for _, runs in own], **style)
+        for ax, label in zip(axes, ("accuracy, %", "calibrated NLL, nats"), strict=True):
+            ax.set(xscale="log", xlabel="images, in those of one network's training", ylabel=label, title=of[0])
+        axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(path, dpi=120)

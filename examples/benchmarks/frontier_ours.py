@@ -16,7 +16,8 @@ from timing import DEVICE
 
 OURS: dict[str, Mapping[str, Any]] = {
     "ours": {},
-    "ours_one_family": {"preset": "one_family"},
+    "ours_ensemble": {"preset": "ensemble"},
+    "ours_manifold": {"preset": "manifold"},
     "ours_deep_ensemble": {"preset": "deep_ensemble"},
 }
 """Options of `HypernetCallback`, by the name of the method; the target and what is not told is as it is by default."""

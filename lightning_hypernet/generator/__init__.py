@@ -21,6 +21,7 @@ from lightning_hypernet.generator.latents import (
     UniformPrior,
 )
 from lightning_hypernet.generator.noisy import NoisyGenerator
+from lightning_hypernet.generator.rank_one import RankOne
 from lightning_hypernet.generator.reweighted import PriorFit, ReweightedPrior
 from lightning_hypernet.generator.sizes import sized
 from lightning_hypernet.generator.weight_generators import WeightGenerator
@@ -46,6 +47,7 @@ __all__ = [
     "NormalPrior",
     "Prior",
     "PriorFit",
+    "RankOne",
     "ReweightedPrior",
     "Setting",
     "UniformPrior",
@@ -76,6 +78,7 @@ def hypernet_register_distributions(register: Callable[[str, type[WeightDistribu
     """Register the built-in weight distributions."""
     register("generator", Generator)
     register("noisy", NoisyGenerator)
+    register("rank_one", RankOne)
     register("mean_field", MeanField)
     register("low_rank", LowRankGaussian)
     register("full", FullGaussian)

@@ -68,9 +68,9 @@ class Hypernet(StepSampler):
         samples: Networks drawn for each training batch.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
-            ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks share
-            all matrices and scale their inputs and outputs, or one that knows its density exactly and is
-            not made of a generator: ``"mean_field"``, ``"low_rank"``, ``"full"``, ``"flow"``, ``"filter_norms"``, ``"mnf"``.
+            ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks
+            share all matrices and scale their inputs and outputs, or one that knows its density exactly, from noise that is z:
+            ``"mean_field"``, ``"low_rank"``, ``"full"``, ``"flow"``, ``"filter_norms"``, ``"mnf"``.
         generator: What the generator is made of: the name of a preset (``"default"``, ``"compact"``, ``"adapter"``,
             ``"pretrained"``, ``"paper_mnist"``, ``"paper_cifar_lenet"``, ``"paper_cifar_resnet32"``), a mapping of the fields
             of `GeneratorConfig`, to which a ``preset`` may be added, or a `GeneratorConfig`.

@@ -90,7 +90,7 @@ def test_it_is_little_larger_than_its_target():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"distribution": {"name": "rank_one", "start": "sings"}}, "RankOne's start must be one of 'signs', 'near_one', not 'sings'"),
+        ({"distribution": {"name": "rank_one", "start": "sings"}}, "RankOne's start must be one of 'signs', 'near_one', not"),
         ({"distribution": {"name": "rank_one", "gain": -1}}, "RankOne's gain must be"),
         ({"context_dim": 2}, "RankOne has no conditions: leave them out, or take distribution='generator'"),
         ({"generator": "compact"}, "leave out generator="),

@@ -1,5 +1,6 @@
 """Distillation in the trainers of both class trees."""
 
+import inspect
 import subprocess
 import sys
 
@@ -94,7 +95,8 @@ def test_its_checkpoints_are_loaded_and_resumed(tree, tmp_path):
             max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False,
         )  # fmt: skip
-        resumed.fit(again, data, ckpt_path=path, weights_only=True)
+        told = {"weights_only": True} if "weights_only" in inspect.signature(resumed.fit).parameters else {}
+        resumed.fit(again, data, ckpt_path=path, **told)
         assert resumed.global_step == 12
 
 

@@ -249,6 +249,10 @@ class Part:
         """Run the submodule with generated weights."""
         return self._facade.call(self._path or "forward", args, kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled; before 3.11 Python would ask the submodule for it."""
+        return dict(vars(self))
+
     def __getattr__(self, name: str) -> Any:
         """What the submodule has."""
         if "_module" not in vars(self):  # while it is copied

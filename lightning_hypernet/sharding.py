@@ -102,7 +102,6 @@ def shard(pl_module: nn.Module, hypernet: Hypernet, mesh: Any, path: str) -> Non
         path: Path of the target.
 
     Raises:
-        RuntimeError: If torch is older than `fully_shard`.
         ValueError: If the target was sharded before, copies of it follow it, or its weights have a density that is asked for
             beside them.
 
@@ -110,12 +109,8 @@ def shard(pl_module: nn.Module, hypernet: Hypernet, mesh: Any, path: str) -> Non
         | PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel (Zhao et al., 2023)
         | https://arxiv.org/abs/2304.11277
     """
-    try:
-        from torch.distributed.fsdp import FSDPModule, fully_shard
-    except ImportError as error:
-        raise RuntimeError(
-            f"{_SHARDING} shards by fully_shard, which torch {torch.__version__} lacks: take 2.6, or DDP"
-        ) from error
+    from torch.distributed.fsdp import FSDPModule, fully_shard  # not in builds of torch without ranks
+
     generator = hypernet.generator
     if isinstance(generator, FSDPModule):
         return  # by the same callback, in a run before

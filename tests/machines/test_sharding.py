@@ -7,10 +7,7 @@ from lightning_hypernet import Hypernet
 from tests.machines import training
 from tests.machines.processes import on_two
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="torch 2.6 shards by fully_shard"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -132,8 +133,6 @@ class Sharded(Model):
 
     def configure_model(self):
         for name in self.names:
-            from torch.distributed.fsdp import fully_shard  # of torch 2.6
-
             fully_shard(self.get_submodule(name), mesh=self.device_mesh["data_parallel"])
 
 

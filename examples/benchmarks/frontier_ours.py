@@ -18,7 +18,7 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours": {},
     "ours_ensemble": {"preset": "ensemble"},
     "ours_manifold": {"preset": "manifold"},
-    "ours_rank_one": {"distribution": "rank_one", "components": 4, "samples": 4},
+    "ours_branch": {"components": 3, "samples": 3, "branch": 0.3},
     "ours_deep_ensemble": {"preset": "deep_ensemble"},
 }
 """Options of `HypernetCallback`, by the name of the method; the target and what is not told is as it is by default."""

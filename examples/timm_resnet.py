@@ -1,6 +1,7 @@
 """A timm ResNet as the target: trained on digits at 32x32, evaluated, exported as ten plain ResNets that timm loads.
 
-The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in.
+The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in. Some eight minutes
+on one core.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def export(ensemble: Ensemble, folder: Path, images: Tensor, outputs: Tensor) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("members"), help="folder of the exported networks")
     options = parser.parse_args()

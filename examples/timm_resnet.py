@@ -1,7 +1,7 @@
 """A timm ResNet as the target: trained on digits at 32x32, evaluated, exported as ten plain ResNets that timm loads.
 
-The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in. Some eight minutes
-on one core.
+The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in. Some eight
+minutes on one core.
 """
 
 import argparse

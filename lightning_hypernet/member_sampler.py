@@ -166,5 +166,36 @@ class MemberSampler(Sampler):
         elif self.executor.statistics.possible:
             self.members.update(self.executor, self._decode_members, self.sources(), read)
 
+    def remember(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> None:
+        """Take training data for networks that are sampled later, while members whose statistics are known keep them.
+
+        The networks' statistics are estimated from its first inputs, 2,048 and 64 MiB at most, and symmetries are read with
+        its first examples, unless there were example inputs.
+
+        Args:
+            batches: As in `update_statistics`.
+            inputs: As in `update_statistics`.
+
+        Raises:
+            ValueError: If there are no batches, or it is not clear how they reach the target.
+        """
+        read = self._inputs(batches, inputs)
+        if not self.executor.statistics.possible:
+            next(read, None)
+        elif self.members.estimated < 1:
+            self.update_statistics(batches, inputs=inputs)
+        else:
+            self.executor.statistics.expect(self.members.others)
+            self.members.remember(read)
+
+    def see(self, arguments: Arguments) -> None:
+        """Read symmetries with the first two examples of a call of the target, where there are no example inputs yet."""
+        if self.symmetries.examples is None:
+            few = arguments.head(2) if arguments.batch else arguments.map(torch.detach)
+            self.symmetries.examples = few.map(torch.clone)
+            self.members.forget()  # what was read of them was read without a gauge
+
     def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
-        return self.executor.read(batches, self.members.device, inputs)
+        for arguments in self.executor.read(batches, self.members.device, inputs):
+            self.see(arguments)
+            yield arguments

@@ -123,6 +123,22 @@ class Members(nn.Module):
         self.estimated.zero_()
         self.recent.add(arguments)
 
+    def remember(self, batches: Iterable[Arguments]) -> None:
+        """Keep training inputs for networks that are sampled later, as many as there is room for; the members stay as they are.
+
+        Args:
+            batches: Arguments of the target; no more are read than are kept.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        for arguments in batches:
+            self.recent.add(arguments)
+            if self.recent.full:
+                break
+        if not self.recent:
+            raise ValueError("no batch came to estimate statistics from; pass a loader that is not empty")
+
     def stale(self, source: list[Tensor]) -> bool:
         """Whether the weights are others than the statistics were estimated with, which are not to stay as they were loaded.
 

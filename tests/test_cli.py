@@ -272,6 +272,9 @@ def test_report_writes_a_page_on_the_checkpoint(capsys, trained, tmp_path):
     text = page.read_text()
     assert "<title>Mine" in text
     assert Path(trained.checkpoint).name in text
+    assert "auto, 12 groups of channels" in text and "of two networks, gauge-fixed" in text  # of the training loader's inputs
+    assert "How many networks it takes" in text and "Between two networks" in text
+    assert "Left out" not in text
     Hypernet(nn.Linear(4, 3)).ensemble(2).save(tmp_path / "saved", {"class_path": "torch.nn.Linear",
         "init_args": {"in_features": 4, "out_features": 3}})  # fmt: skip
     assert "a report is on a hypernetwork" in call(capsys, "report", tmp_path / "saved", "--out", page, code=2)

@@ -24,7 +24,7 @@ def run(options: Any) -> None:
     """Write the page, and print where it is."""
     source, page = Source(options), Path(options.out)
     with stage("loading"):
-        network = source.network()
+        network = source.network(source.any_loader("train"))
     if isinstance(network, Ensemble):
         raise CommandError(f"{source.path} holds an ensemble, and a report is on a hypernetwork: name its checkpoint")
     loader = source.loader(options.split)

@@ -141,18 +141,15 @@ class Source:
             made = imported(options.data)
             self.data = made() if callable(made) and not isinstance(made, (Dataset, DataLoader)) else made
 
-    def network(self, loader: Iterable[Any] | None = None) -> Hypernet | Ensemble:
+    def network(self) -> Hypernet | Ensemble:
         """The Hypernet or Ensemble, in evaluation mode.
-
-        Args:
-            loader: Training data for what a Hypernet draws later; None: what needs some is told then.
 
         Raises:
             CommandError: If it is not clear what the target is built by.
         """
         if not self.path.is_dir():
             built, name = self._target()
-            return Hypernet.from_checkpoint(self.path, built, name=name, loader=loader, trust=self.options.trust)
+            return Hypernet.from_checkpoint(self.path, built, name=name, trust=self.options.trust)
         named = self.options.model is not None or self.module is not None
         target = self._target()[0] if named else None
         if not (self.path / "ensemble.json").is_file():

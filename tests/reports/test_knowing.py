@@ -55,6 +55,8 @@ def test_a_loader_is_read_no_further_than_inputs_are_kept(folder):
 
     Hypernet.from_checkpoint(folder, build(), loader=endless())
     assert len(read) == 4
+    Hypernet.from_checkpoint(folder, build()).remember(endless(), most=600)
+    assert len(read) == 4 + 2
 
 
 def test_a_loader_of_a_checkpoint_shows_the_inputs_that_symmetries_are_read_with(folder):

@@ -198,6 +198,9 @@ class MemberSampler(Sampler):
             self.members.forget()  # what was read of them was read without a gauge
 
     def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
-        for arguments in self.executor.read(batches, self.members.device, inputs):
+        return self._seen(self.executor.read(batches, self.members.device, inputs))
+
+    def _seen(self, batches: Iterable[Arguments]) -> Iterator[Arguments]:
+        for arguments in batches:
             self.see(arguments)
             yield arguments

@@ -25,7 +25,7 @@ FORMAT = 4
 """Of recipes in checkpoints and folders."""
 ENDLESS = "has no end"
 Size = tuple[int, ...]
-_SHOWN = 20
+_SHOWN, _FEW = 20, 3
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
@@ -175,6 +175,23 @@ def differing(there: Mapping[str, Stored], wanted: Mapping[str, Sequence[Any]], 
         if name in there and have[name] != list(one):
             problems.append(f"{name} is {_shown(have[name])}, and {_shown(one)} in {whose}")
     return problems
+
+
+def another(there: Mapping[str, Sequence[Any]], wanted: Mapping[str, Sequence[Any]], problems: list[str]) -> list[str]:
+    """Problems as they are; where less than half of the parameters fit, that first, and three of them.
+
+    Args:
+        there: The tensors of a file, as `listed` gives them.
+        wanted: The parameters of a model.
+        problems: How they differ.
+    """
+    count = sum(math.prod(one[1:]) for one in wanted.values())
+    fit = sum(math.prod(one[1:]) for name, one in wanted.items() if list(there.get(name, [])) == list(one))
+    if not problems or 2 * fit >= count:
+        return problems
+    more = [f"and {len(problems) - _FEW} more"] if len(problems) > _FEW else []
+    told = f"this is another model than the one that was trained: {fit:,} of {count:,} parameters fit"
+    return [told, *problems[:_FEW], *more]
 
 
 def _shown(one: Sequence[Any]) -> str:

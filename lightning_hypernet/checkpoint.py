@@ -21,6 +21,7 @@ from lightning_hypernet.archive import (
     FORMAT,
     ArchiveError,
     Stored,
+    another,
     check_format,
     differing,
     listed,
@@ -194,12 +195,16 @@ class Kept:
         wanted = _under("", module.state_dict())
         tensors = {name: value for name, value in wanted.items() if isinstance(value, Tensor)}
         problems = differing(self.tensors, listed(tensors), f"the Hypernet of this {type(module.target).__name__}")
-        if problems:
+        if not changed:
+            parameters = {name: one.detach() for name, one in module.named_parameters()}
+            problems = another(listed(self.tensors), listed(parameters), problems)
+        elif problems:
             others = [
                 f"{option} is {value!r}, and {self.options.get(option)!r} in the file" for option, value in changed.items()
             ]
             problems = [*others, *problems]
-        refuse(self.path, [*problems, *(f"{name} is missing" for name in wanted if name not in {*tensors, *self.extra})])
+        lacking = [name for name in wanted if name not in {*tensors, *self.extra}]
+        refuse(self.path, [*problems, *(f"{name} is missing" for name in lacking)])
         for extra in self.extra.values():
             kept = extra.get("options") if isinstance(extra, dict) else None
             if isinstance(kept, dict):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_hypernet import folder as files
 from lightning_hypernet import recipe as recipes
-from lightning_hypernet.archive import ArchiveError, Stored, differing, listed, refuse
+from lightning_hypernet.archive import ArchiveError, Stored, another, differing, listed, refuse
 from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.population import StackedTensors, StoredLatents
@@ -319,7 +319,10 @@ class Ensemble(Predicting):
             if group != "target" and "." in rest:
                 refuse(folder, [f"{name} has a dot in its name, where / stands"])
             groups.setdefault(group, {})[rest if group == "target" else rest.replace("/", ".")] = tensor
-        refuse(folder, files.misfits(content, groups, target))
+        there = {name: [kind, *shape] for name, (kind, _, *shape) in listed(groups["weights"]).items()}
+        parameters = listed(dict(target.named_parameters()))
+        found = list(files.misfits(content, groups, target))
+        refuse(folder, another({**there, **listed(groups["target"])}, parameters, found))
         refuse(folder, (f"calibration.{text}" for text in problems(groups["calibration"], content["members"])))
         execution = content["execution"]
         try:

@@ -271,8 +271,8 @@ class Hypernet(StepSampler):
             target: A module built like the target that was wrapped; its weights do not matter.
             name: The callback's `target`, if there were several.
             plugins: Plug-ins that were passed to the callback.
-            loader: Training data from which the norm statistics of new networks are estimated, as in `update_statistics`;
-                without it only the members have some.
+            loader: Training data, for new networks alone: their norm statistics are estimated from it, and symmetries are
+                read with its first examples. The members keep the statistics that validation measured them with.
             inputs: What the target is called with of a batch of the loader, as in `update_statistics`.
             trust: Read the checkpoint with pickle, which runs code that it names: for files of your own alone.
             changes: Options that shall differ from those of the training, such as `gauge`, `execution` or `reduce`.
@@ -299,7 +299,7 @@ class Hypernet(StepSampler):
             hypernet = cls(target, plugins=plugins, **{**kept.options, **changes})
         kept.load_into(hypernet, changes)
         if loader is not None:
-            hypernet.update_statistics(loader, inputs=inputs)
+            hypernet.remember(loader, inputs)
         return hypernet.eval()
 
 

@@ -17,6 +17,7 @@ from lightning_hypernet.sampler import Sampler
 from lightning_hypernet.shards import is_sharded, own_part
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import is_followed
+from lightning_hypernet.target.recent import EXAMPLES
 from lightning_hypernet.target.reduction import Reduction
 
 
@@ -166,5 +167,40 @@ class MemberSampler(Sampler):
         elif self.executor.statistics.possible:
             self.members.update(self.executor, self._decode_members, self.sources(), read)
 
+    def remember(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None, most: int = EXAMPLES) -> None:
+        """Take training data for networks that are sampled later, while members whose statistics are known keep them.
+
+        The networks' statistics are estimated from its first inputs, 2,048 and 64 MiB at most, and symmetries are read with
+        its first examples, unless there were example inputs.
+
+        Args:
+            batches: As in `update_statistics`.
+            inputs: As in `update_statistics`.
+            most: How many examples suffice, where the time that statistics take counts.
+
+        Raises:
+            ValueError: If there are no batches, or it is not clear how they reach the target.
+        """
+        read = self._inputs(batches, inputs)
+        if not self.executor.statistics.possible:
+            next(read, None)
+        elif self.members.estimated < 1:
+            self.update_statistics(batches, inputs=inputs)
+        else:
+            self.executor.statistics.expect(self.members.others)
+            self.members.remember(read, most)
+
+    def see(self, arguments: Arguments) -> None:
+        """Read symmetries with the first two examples of a call of the target, where there are no example inputs yet."""
+        if self.symmetries.examples is None:
+            few = arguments.head(2) if arguments.batch else arguments.map(torch.detach)
+            self.symmetries.examples = few.map(torch.clone)
+            self.members.forget()  # what was read of them was read without a gauge
+
     def _inputs(self, batches: Iterable[Any], inputs: Callable[[Any], Any] | None = None) -> Iterator[Arguments]:
-        return self.executor.read(batches, self.members.device, inputs)
+        return self._seen(self.executor.read(batches, self.members.device, inputs))
+
+    def _seen(self, batches: Iterable[Arguments]) -> Iterator[Arguments]:
+        for arguments in batches:
+            self.see(arguments)
+            yield arguments

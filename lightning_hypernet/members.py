@@ -14,7 +14,7 @@ from lightning_hypernet.generator.latents import Latents
 from lightning_hypernet.population import Population, StackedTensors, StoredLatents
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.execution import Executor
-from lightning_hypernet.target.recent import RecentInputs
+from lightning_hypernet.target.recent import EXAMPLES, RecentInputs
 from lightning_hypernet.target.replicas import version_of
 from lightning_hypernet.target.snapshot import Snapshot
 from lightning_hypernet.values import shown
@@ -122,6 +122,24 @@ class Members(nn.Module):
         """Remember training inputs; the statistics are those of older weights from now on."""
         self.estimated.zero_()
         self.recent.add(arguments)
+
+    def remember(self, batches: Iterable[Arguments], most: int = EXAMPLES) -> None:
+        """Keep training inputs for networks that are sampled later, as many as there is room for; the members stay as they are.
+
+        Args:
+            batches: Arguments of the target; no more are read than are kept.
+            most: How many examples suffice.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        for arguments in batches:
+            self.recent.add(arguments)
+            most -= arguments.batch
+            if self.recent.full or most <= 0:
+                break
+        if not self.recent:
+            raise ValueError("no batch came to estimate statistics from; pass a loader that is not empty")
 
     def stale(self, source: list[Tensor]) -> bool:
         """Whether the weights are others than the statistics were estimated with, which are not to stay as they were loaded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -74,7 +75,7 @@ class Pair:
             raise ValueError(f"{folder} is a file, and {self.what} is stored in a folder of two files: name another place")
         folder.mkdir(parents=True, exist_ok=True)
         with temporary(folder, self.tensors) as first, temporary(folder, self.recipe) as second:
-            save_file(dict(tensors), first)
+            save_tensors(first, tensors)
             whole = {"format": FORMAT, **content, "tensors": listed(tensors), "checksum": _checksum(first)}
             second.write_text(json.dumps(whole, indent=2))
             os.replace(first, folder / self.tensors)
@@ -107,6 +108,20 @@ class Pair:
         """
         if _checksum(path_of(folder) / self.tensors) != content["checksum"]:
             refuse(folder, [f"{self.tensors} is not the one that {self.recipe} was saved with, or was changed since"])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a new safetensors file, which may be read by whom other new files may be; by itself safetensors keeps it private.
+
+    Args:
+        path: Where nothing is yet.
+        tensors: The tensors.
+        metadata: Texts that the file holds too.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    path.chmod(stat.S_IMODE(mode))
 
 
 def path_of(folder: Any) -> Path:

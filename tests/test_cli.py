@@ -1,8 +1,11 @@
 """The command line, called as its entry point calls it."""
 
+import importlib
 import json
 import logging
+import os
 import re
+import stat
 import subprocess
 import sys
 import types
@@ -131,6 +134,10 @@ def test_help_names_every_command_and_each_has_its_own(capsys):
         assert "--trainer.max_epochs" in told
 
 
+def test_the_version_is_that_of_the_package(capsys):
+    assert call(capsys, "--version").split()[0] == "lightning_hypernet"
+
+
 def test_importing_the_package_does_not_import_the_command_line():
     code = "import sys, lightning_hypernet; print({'jsonargparse', 'lightning_hypernet.cli'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
@@ -138,6 +145,11 @@ def test_importing_the_package_does_not_import_the_command_line():
 
 
 def test_a_missing_extra_is_told_by_its_name(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        wanted = importlib.import_module("lightning_utilities.core.imports").RequirementCache("jsonargparse[signatures]>=999")
+        patch.setattr(importlib.import_module("pytorch_lightning.cli"), "_JSONARGPARSE_SIGNATURES_AVAILABLE", wanted)
+        told = call(capsys, "fit", "--help", code=2)
+    assert told == "the command line needs jsonargparse: pip install 'lightning_hypernet[cli]'"
     for name in [name for name in sys.modules if name.partition(".")[0] == "jsonargparse"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
@@ -196,6 +208,11 @@ def test_sampled_networks_load_into_the_plain_target_and_give_what_the_hypernetw
     assert [one["file"] for one in about["members"]] == [f"member_{index:02}.safetensors" for index in range(3)]
     assert about["seed"] == 5
     assert "load_state_dict" in (out / "README.md").read_text()
+    (tmp_path / "plain").touch()
+    assert len({stat.S_IMODE(os.stat(one).st_mode) for one in (tmp_path / "plain", *out.iterdir())}) == 1
+    told = call(capsys, "evaluate", out, "--config", trained.config, code=2)
+    assert told.startswith(f"{out} holds plain networks that sample wrote")
+    assert "name what they were drawn from" in told
     told = call(capsys, "sample", trained.checkpoint, "--config", trained.config, "--out", out, code=2)
     assert told == f"{out} holds networks already: name another folder by --out"
 
@@ -246,6 +263,31 @@ def test_evaluate_measures_what_the_metrics_do(capsys, trained):
     )
 
 
+def test_an_ensemble_is_of_the_target_that_the_yaml_names(capsys, trained, tmp_path):
+    hypernet = Hypernet.from_checkpoint(trained.checkpoint, network())
+    hypernet.ensemble(hypernet.member_population()).save(tmp_path / "saved")
+    figures, again = (
+        json.loads(call(capsys, "evaluate", source, "--config", trained.config, "--json"))
+        for source in (trained.checkpoint, tmp_path / "saved")
+    )
+    assert again == figures
+    named = ["evaluate", tmp_path / "saved", "--model", f"{HERE}:Classifier", "--data", f"{HERE}:Data"]
+    told = call(capsys, *named, code=2)
+    assert "another model than the one that was trained: 0 of 63 parameters fit" in told
+    assert told.endswith("; if it is of a part of Classifier, name that by --target model")
+    assert "4 members" in call(capsys, *named, "--target", "model")
+
+
+def test_another_model_is_called_that_before_its_names_are_told(capsys, trained):
+    named = ["sample", trained.checkpoint, "--model", f"{HERE}:network", "--out", "x", "--init_args.width"]
+    told = call(capsys, *named, 300, code=2).partition("can't be loaded: ")[2]
+    assert re.match(r"this is another model than the one that was trained: [\d,]+ of [\d,]+ parameters fit; ", told)
+    assert told.count("; ") == 4 and re.search(r"; and [\d,]+ more$", told)
+    near = call(capsys, *named, 7, code=2)
+    assert "another model" not in near
+    assert all(f"members.statistics.1/{name} is float32 (4, 6)" in near for name in ("running_mean", "running_var"))
+
+
 def loader():
     data = Data()
     data.setup("fit")
@@ -272,6 +314,9 @@ def test_report_writes_a_page_on_the_checkpoint(capsys, trained, tmp_path):
     text = page.read_text()
     assert "<title>Mine" in text
     assert Path(trained.checkpoint).name in text
+    assert "auto, 12 groups of channels" in text and "of two networks, gauge-fixed" in text  # of the training loader's inputs
+    assert "How many networks it takes" in text and "Between two networks" in text
+    assert "Left out" not in text
     Hypernet(nn.Linear(4, 3)).ensemble(2).save(tmp_path / "saved", {"class_path": "torch.nn.Linear",
         "init_args": {"in_features": 4, "out_features": 3}})  # fmt: skip
     assert "a report is on a hypernetwork" in call(capsys, "report", tmp_path / "saved", "--out", page, code=2)
@@ -281,6 +326,7 @@ def test_report_writes_a_page_on_the_checkpoint(capsys, trained, tmp_path):
     ("arguments", "said"),
     [
         (["fitt"], "invalid choice: 'fitt'"),
+        (["fit"], "arguments are required: fit.model; name the YAML file of the training by --config"),
         (["inspect", "resnet81"], "timm has no model 'resnet81'; did you mean 'resnet18'?"),
         (["inspect", f"{HERE}:netwrk"], "holds no 'netwrk'; did you mean 'network'?"),
         (["inspect", "nobodys.package:thing"], "there is no module 'nobodys' to import nobodys.package:thing from"),
@@ -299,12 +345,15 @@ def test_what_is_wrong_is_told_in_one_sentence(capsys, arguments, said):
     [
         (
             ("target: model", "taget: model"),
-            "lightning_hypernet.HypernetCallback: Option 'taget' is not accepted; --tr",
+            "HypernetCallback: Option 'taget' is not accepted; did you mean 'target'? --trainer.callbacks.help lightning_hyp",
         ),
+        (("samples", "sampels"), "Option 'sampels' is not accepted; did you mean 'samples'? --tr"),  # of the Hypernet
         (("variance", "varance"), "unknown diversity loss 'varance'; did you mean 'variance'?"),
-        ((".Classifier", ".Clasifier"), "has no attribute 'Clasifier'"),
+        ((".Classifier", ".Clasifier"), "has no attribute 'Clasifier'; did you mean 'Classifier'?"),
+        ((".HypernetCallback", ".HypernetCalback"), "has no attribute 'HypernetCalback'; did you mean 'HypernetCallback'?"),
         (("max_epochs: 2", "max_epochs: two"), "trainer.max_epochs: Expected a"),
-        (("max_epochs", "max_epoch"), "does not accept option 'trainer.max_epoch'"),
+        (("max_epochs", "max_epoch"), "does not accept option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (("trainer:", "trainr:"), "does not accept option 'trainr.max_epochs'; did you mean 'trainer.max_epochs'?"),
         (("target: model", "target: net"), "net"),
     ],
 )

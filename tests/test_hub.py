@@ -543,7 +543,7 @@ def test_folders_that_are_none(folder, hypernet, tmp_path):
         from_pretrained(path, target=network())
     with pytest.raises(ValueError, match=r"README.md is a file: name the folder .*checkpoints: Hypernet.from_checkpoint"):
         from_pretrained(folder / "README.md")
-    for name in (tmp_path / "a", "a/b/c", "/nowhere", "http://x/y"):
+    for name in (tmp_path / "a", "a/b/c", "/nowhere", "http://x/y", "nowhere"):
         with pytest.raises(ValueError, match="is neither a folder that is there nor the name of a repo, as 'someone/digits'"):
             from_pretrained(name)
     with pytest.raises(TypeError, match="name_or_folder must be a folder or the name of a repo, not 3"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from lightning_hypernet.cli.listing import own
 from lightning_hypernet.values import choice
 
 TRAINING = {
@@ -88,6 +89,7 @@ def parser(program: str) -> Any:
     whole.add_argument(
         "--completion", action=_Completion, metavar="SHELL", help="Print what bash, zsh or tcsh needs to complete commands."
     )
+    whole.add_argument("--version", action="version", version=own(), help="Print the version.")
     whole.add_argument("--debug", action="store_true", help="Keep the traceback of an error.")
     action = whole.add_subcommands(metavar="COMMAND")
     for name, text in TRAINING.items():

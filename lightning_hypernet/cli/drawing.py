@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_hypernet.cli.networks import networks_of
@@ -16,6 +15,7 @@ from lightning_hypernet.cli.progress import stage, track
 from lightning_hypernet.cli.sources import Source, add_data, add_source, is_timm
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.hypernet import Hypernet
+from lightning_hypernet.pair import save_tensors
 from lightning_hypernet.values import whole
 
 README = """# {count} networks of {kind}
@@ -105,7 +105,7 @@ def write(ensemble: Ensemble, folder: Path, source: str, seed: int | None = None
     members = []
     for index, state in enumerate(track(states, "writing")):
         file = f"member_{index:0{digits}}.safetensors"
-        save_file(state, folder / file, metadata={"format": "pt"})
+        save_tensors(folder / file, state, {"format": "pt"})
         context = None if latents.context is None else latents.context[index].tolist()
         members.append(
             {"file": file, "component": int(latents.component[index]), "context": context, "z": latents.z[index].tolist()}

@@ -42,7 +42,7 @@ def packages(plugins: Plugins) -> list[dict[str, Any]]:
     return [
         {
             "name": one.name,
-            "package": owners.get(one.name, _own()),
+            "package": owners.get(one.name, own()),
             "hooks": [hook.removeprefix("hypernet_register_") for hook in one.hooks],
             "error": f"failed: {one.error}" if one.error else "",
         }
@@ -65,9 +65,9 @@ def registered(plugins: Plugins) -> dict[str, dict[str, str]]:
         "encoder": plugins.encoders,
         "backend": plugins.backends,
     }
-    found = {kind: {name: owners.get(registry.origin(name), _own()) for name in registry} for kind, registry in kinds.items()}
+    found = {kind: {name: owners.get(registry.origin(name), own()) for name in registry} for kind, registry in kinds.items()}
     layers = {f"{layer.__module__}.{layer.__qualname__}": plugins.origin_of(layer) for layer in plugins.rules}
-    return {**found, "layer with a filter rule": {name: owners.get(origin, _own()) for name, origin in layers.items()}}
+    return {**found, "layer with a filter rule": {name: owners.get(origin, own()) for name, origin in layers.items()}}
 
 
 def _owners() -> dict[str, str]:
@@ -75,7 +75,8 @@ def _owners() -> dict[str, str]:
     return {one.name: f"{one.dist.name} {one.dist.version}" for one in entry_points(group=PROJECT) if one.dist}
 
 
-def _own() -> str:
+def own() -> str:
+    """This package, with its version where it is installed."""
     try:
         return f"{PROJECT} {version(PROJECT)}"
     except PackageNotFoundError:

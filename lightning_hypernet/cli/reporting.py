@@ -11,6 +11,9 @@ from lightning_hypernet.cli.sources import Source, add_data, add_source
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.reports import write_report
 
+_EXAMPLES = 512
+"""Training inputs from which each network of the page's analyses has its norm statistics."""
+
 
 def arguments(parser: Any) -> None:
     """The arguments of the command."""
@@ -27,7 +30,9 @@ def run(options: Any) -> None:
         network = source.network()
     if isinstance(network, Ensemble):
         raise CommandError(f"{source.path} holds an ensemble, and a report is on a hypernetwork: name its checkpoint")
-    loader = source.loader(options.split)
+    training, loader = source.any_loader("train"), source.loader(options.split)
+    if training is not None:
+        network.remember(training, most=_EXAMPLES)
     with stage("analysing"):
         write_report(network, loader, page, title=options.title, checkpoint=source.path)
     print(f"report: {page.resolve()}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_hypernet.archive import read_checkpoint
+from lightning_hypernet.archive import ArchiveError, read_checkpoint
 from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.hypernet import Hypernet
@@ -123,17 +124,19 @@ class Source:
 
     Attributes:
         part: Where in the model that was named the target is, as ``.model``; empty: it is the model.
+        targets: What the callbacks of the YAML file call their targets.
     """
 
     def __init__(self, options: Any) -> None:
         self.options, self.path = options, Path(options.source)
         self.module: Any = None
         self.part = ""
+        self.targets: list[str] = []
         self.data: Any = None
         if not self.path.exists():
             raise CommandError(f"there is no file or folder {self.path}")
         if options.config is not None:
-            self.module, self.data = _configured(options.config)
+            self.module, self.data, self.targets = _configured(options.config)
         if options.get("data") is not None:
             made = imported(options.data)
             self.data = made() if callable(made) and not isinstance(made, (Dataset, DataLoader)) else made
@@ -149,13 +152,30 @@ class Source:
             return Hypernet.from_checkpoint(self.path, built, name=name, trust=self.options.trust)
         named = self.options.model is not None or self.module is not None
         target = self._target()[0] if named else None
-        if (self.path / "ensemble.json").is_file():
+        if not (self.path / "ensemble.json").is_file():
+            raise CommandError(self._no_ensemble())
+        try:
             return Ensemble.load(self.path, target, trust=self.options.trust).eval()
-        raise CommandError(f"{self.path} is no folder that save() wrote: there is no ensemble.json in it")
+        except ArchiveError as error:
+            if not hasattr(target, "training_step"):
+                raise
+            parts = " or ".join(f"--target {name}" for name, _ in target.named_children()) if target is not None else ""
+            raise CommandError(f"{error}; if it is of a part of {type(target).__name__}, name that by {parts}") from error
+
+    def _no_ensemble(self) -> str:
+        """What to say of a folder that holds no ensemble."""
+        if (self.path / "members.json").is_file():
+            return (
+                f"{self.path} holds plain networks that sample wrote, for use without a hypernetwork as its README.md says: "
+                "name what they were drawn from, which members.json tells"
+            )
+        return f"{self.path} is no folder that save() wrote: there is no ensemble.json in it"
 
     def _target(self) -> tuple[nn.Module, str | None]:
         """The target, and what its callback calls it."""
         name = self.options.target
+        if self.path.is_dir() and name is None and self.options.model is None and len(self.targets) == 1:
+            name = self.targets[0]
         if not self.path.is_dir() and name is None:
             kept = read_checkpoint(self.path).get("hypernet")
             name = next((one for one in kept if isinstance(one, str)), None) if isinstance(kept, dict) else None
@@ -215,8 +235,8 @@ class Source:
         return loader
 
 
-def _configured(path: str) -> tuple[Any, Any]:
-    """The LightningModule of a YAML file, and its data module, if it has one."""
+def _configured(path: str) -> tuple[Any, Any, list[str]]:
+    """The LightningModule of a YAML file, its data module, if it has one, and the targets of its callbacks."""
     import pytorch_lightning as pl
     import yaml
     from jsonargparse import ArgumentParser
@@ -238,4 +258,17 @@ def _configured(path: str) -> tuple[Any, Any]:
     parser.add_subclass_arguments(tuple(modules), "model")
     parser.add_subclass_arguments(tuple(sources), "data", required=False)
     made = parser.instantiate_classes(parser.parse_object(found))
-    return made.model, made.get("data")
+    return made.model, made.get("data"), list(_targets(content))
+
+
+def _targets(content: Mapping[str, Any]) -> Iterator[str]:
+    """The targets of the callbacks in a YAML file of fit."""
+    from lightning_hypernet.callback import HypernetCallback
+
+    trainer = content.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    for one in callbacks if isinstance(callbacks, list) else [callbacks]:
+        given = one if isinstance(one, dict) else {"class_path": one}
+        if str(given.get("class_path")).rpartition(".")[2] == HypernetCallback.__name__:
+            arguments = given.get("init_args") or {}
+            yield str(arguments.get("target", inspect.signature(HypernetCallback).parameters["target"].default))

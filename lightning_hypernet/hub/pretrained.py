@@ -26,7 +26,7 @@ from lightning_hypernet.values import instance, shown, switch
 _KINDS = {Ensemble: files.PAIR, Hypernet: bundle.PAIR}
 _FILES = [name for pair in _KINDS.values() for name in (pair.recipe, pair.tensors)]
 _CARD = "README.md"
-_REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def save_pretrained(

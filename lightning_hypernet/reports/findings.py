@@ -19,6 +19,7 @@ from lightning_hypernet.population import Population
 from lightning_hypernet.reports.randomness import undrawn
 from lightning_hypernet.reports.scoring import Batch, Scoring, kind_of, tensor_of, wanted_of
 from lightning_hypernet.reports.tallies import ClassTally, NumberTally
+from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.loaders import check_loader
 from lightning_hypernet.target.modes import evaluating
 from lightning_hypernet.target.reduction import check_reduction
@@ -39,7 +40,7 @@ class Layer:
         name: Name of the bank.
         filters: How many filters.
         size: Numbers in a filter.
-        spread: Root mean square of the deviation from the mean network, over that of the weights.
+        spread: Root mean square of the weights' deviation from their mean over the networks, over that of the weights.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Findings:
         figures: The metrics, by name.
         members: The figures of every network.
         layers: The spread in every bank.
+        gauged: Whether the cosines are those of weights whose gauge is fixed.
         disagreement: ``(S, S)``, of classes.
         reliability: ``(bins, 3)``, of classes: examples, confidence, accuracy.
         points: ``(n, 3)``, of numbers: what is right, the mean of the members, their standard deviation.
@@ -75,6 +77,7 @@ class Findings:
     figures: dict[str, float] = field(default_factory=dict)
     members: list[dict[str, float]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    gauged: bool = False
     disagreement: Tensor | None = None
     reliability: Tensor | None = None
     points: Tensor | None = None
@@ -121,7 +124,7 @@ def measure(
         if loader is not None:
             found, kept = _read(hypernet, population, islice(loader, batches), targets)
         found.layers = _layers(hypernet, population)
-        _add_cosines(found, population)
+        _add_cosines(hypernet, found, population)
         if deep:
             _analyse(hypernet, found, population, kept)
     return found
@@ -137,6 +140,7 @@ def _read(
     device = population.latents.z.device
     for batch in batches:
         arguments = next(iter(hypernet.executor.read([batch], device)))
+        hypernet.see(arguments)
         raw = hypernet.executor.stacked(population.networks, arguments)
         outputs = tensor_of(raw)
         if outputs is None:
@@ -176,13 +180,15 @@ def _layers(hypernet: Hypernet, population: Population) -> list[Layer]:
     return layers
 
 
-def _add_cosines(found: Findings, population: Population) -> None:
-    """The mean cosine of every network's gauge-fixed weights with the others'."""
+def _add_cosines(hypernet: Hypernet, found: Findings, population: Population) -> None:
+    """The mean cosine of every network's weights with the others', gauge-fixed where there is a gauge."""
     count = len(population)
     found.members = found.members or [{} for _ in range(count)]
     if count < 2:
         return
-    products = (population.gauged @ population.gauged.T).double()
+    gauged = torch.cat(population.gauged_parts(list(population.weights)), dim=1)  # anew, since inputs may be known now
+    found.gauged = hypernet.symmetries.fixed
+    products = (gauged @ gauged.T).double()
     lengths = products.diagonal().sqrt().clamp(min=1e-30)
     cosines = (products / lengths / lengths[:, None]).fill_diagonal_(0).sum(1) / (count - 1)
     for row, cosine in zip(found.members, cosines, strict=True):
@@ -200,13 +206,25 @@ def _analyse(hypernet: Hypernet, found: Findings, population: Population, kept: 
         wanted["images"] = lambda: filter_images(hypernet, kernels[0], samples=12)
     if classes and kept:
         wanted["paths"] = lambda: paths(hypernet, kept, pairs=4, points=13)
-        if hypernet.executor.statistics.possible:
+        family = population[population.latents.component == population.latents.component.mode().values]
+        training = _training(hypernet)
+        if hypernet.executor.statistics and not training:
             found.left_out["averaging"] = "averages of networks with norm statistics need training data"
-        elif len(population) > 1:
-            counts = sorted({*(count for count in _COUNTS if count <= len(population)), len(population)})
-            wanted["averaging"] = lambda: averaging(hypernet.ensemble(population), kept, counts)
+        elif len(family) > 1:
+            counts = sorted({*(count for count in _COUNTS if count <= len(family)), len(family)})
+            wanted["averaging"] = lambda: averaging(hypernet.ensemble(family), kept, counts, training or None)
     for name, make in wanted.items():
         try:
             setattr(found, name, make())
         except Exception as error:  # a picture less is better than no page
             found.left_out[name] = str(error).partition("\n")[0] or type(error).__name__
+
+
+def _training(hypernet: Hypernet) -> list[Arguments]:
+    """Some of the last training inputs, for the norm statistics of averages; none if none are known."""
+    chosen: list[Arguments] = []
+    for arguments in hypernet.members.recent.on(hypernet.members.device):
+        chosen.append(arguments)
+        if sum(one.batch for one in chosen) >= _EXAMPLES:
+            break
+    return chosen

@@ -16,6 +16,7 @@ from lightning_hypernet.reports import pictures
 from lightning_hypernet.reports.findings import Findings, measure
 from lightning_hypernet.reports.markup import Cell, cards, code, document, paragraph, table, terms, text_of, tiles
 from lightning_hypernet.summary import fixed_filters
+from lightning_hypernet.target.reduction import check_reduction
 from lightning_hypernet.values import instance
 
 _COMPARED = {
@@ -40,11 +41,11 @@ _DIFFERENCES = (
     ("double_fault", "double fault", "share of examples on which two networks are wrong together", True),
     ("q_statistic", "Q statistic", "1: two networks err on the same examples; 0: independently", False),
     ("spread", "spread", "root mean square deviation of the networks' outputs from their mean", False),
-    ("weight_cosine", "cosine of weights", "of two networks, gauge-fixed: 1 if they point the same way", False),
+    ("weight_cosine", "cosine of weights", "of two networks{gauge}: 1 if they point the same way", False),
 )
 _OWN = {
     "accuracy": "accuracy, %", "nll": "NLL, nats", "brier": "Brier", "ece": "calibration error, %", "rmse": "RMSE",
-    "mae": "MAE", "disagreement": "disagreement, %", "cosine": "cosine to the others",
+    "mae": "MAE", "disagreement": "disagreement, %", "cosine": "mean cosine",
 }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def render(
     lead = f"{networks} of one hypernetwork for {kind}{measured if found.examples else ''}."
     sections = [
         ("what", "What it is", _what(hypernet)),
-        ("good", "How good", _good(found, history)),
+        ("good", "How good", _good(found, history, check_reduction(hypernet.reduce)[0] == "mean")),
         ("different", "How different", _different(found)),
         ("networks", "Every network", _networks(found)),
         ("use", "How to use it", _use(hypernet, checkpoint)),
@@ -130,9 +131,9 @@ def render(
 
 def _first(found: Findings, hypernet: Hypernet) -> list[tuple[str, str]]:
     wanted = {
-        "ensemble_accuracy": ("accuracy, all together", True), "member_accuracy": ("accuracy, mean network", True),
+        "ensemble_accuracy": ("accuracy, all together", True), "member_accuracy": ("accuracy of a single network", True),
         "disagreement": ("disagreement of two networks", True), "ece": ("calibration error", True),
-        "ensemble_rmse": ("RMSE, all together", False), "member_rmse": ("RMSE, mean network", False),
+        "ensemble_rmse": ("RMSE, all together", False), "member_rmse": ("RMSE of a single network", False),
         "spread": ("spread of the networks", False),
     }  # fmt: skip
     figures = [(text_of(found.figures[key], share), name) for key, (name, share) in wanted.items() if key in found.figures]
@@ -167,7 +168,7 @@ def _what(hypernet: Hypernet) -> str:
     return "".join([*parts, table(["not generated", "why"], left) if left else ""])
 
 
-def _good(found: Findings, history: Sequence[tuple[float, Mapping[str, float]]]) -> str:
+def _good(found: Findings, history: Sequence[tuple[float, Mapping[str, float]]], logits: bool) -> str:
     compared = _COMPARED.get(found.kind)
     if compared is None:
         told = found.left_out.get("figures") or found.left_out.get("outputs")
@@ -182,9 +183,16 @@ def _good(found: Findings, history: Sequence[tuple[float, Mapping[str, float]]])
         rows.append([name, *figures])
         if figures[0] is not None and figures[2] is not None and figures[0] != figures[2]:
             best[len(rows) - 1] = 3 if (figures[2] > figures[0]) == more else 1
-    heads = ["figure", "mean network", "best network", "all together"]
+    heads = ["figure", "single network, mean", "best single network", "all together"]
     shares = [one[2] for one in compared]
     intro = "Each network by itself against all of them together, whose outputs are averaged. Green is the better of the two."
+    if found.kind == "classes":
+        intro = intro.replace("outputs", "probabilities")
+        if logits:
+            intro += (
+                ' The hypernetwork itself averages what its networks return (reduce="mean"), so that of logits its validation '
+                "in fit has somewhat other figures."
+            )
     drawn = [*pictures.good(found), pictures.history(history)]
     return paragraph(intro) + table(heads, rows, shares, best) + cards([one for one in drawn if one])
 
@@ -194,7 +202,8 @@ def _different(found: Findings) -> str:
     shares = []
     for key, name, meaning, share in _DIFFERENCES:
         if key in found.figures:
-            rows.append([name, found.figures[key], meaning])
+            gauge = ", gauge-fixed" if found.gauged else ", as they are, since no gauge is fixed"
+            rows.append([name, found.figures[key], meaning.format(gauge=gauge)])
             shares.append(share)
     told = table(["figure", "value", "what it means"], rows, shares) if rows else ""
     banks: list[list[Cell]] = [[one.name, one.filters, one.size, one.spread] for one in found.layers]

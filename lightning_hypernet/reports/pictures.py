@@ -96,7 +96,7 @@ def layers(found: Findings) -> str:
     for index, layer in enumerate(shown):
         chart.bar(index + 0.15, index + 0.85, layer.spread, f"{layer.name}: {layer.spread:.3g}")
     cut = f" The first {_SHOWN_LAYERS} are drawn." if len(found.layers) > len(shown) else ""
-    note = "How far weights lie from the mean network, against their own size; 0 means that all networks share them."
+    note = "How far weights lie from their mean over the networks, against their size; 0 means that all networks share them."
     return card("Spread by layer", note + cut, chart.html())
 
 
@@ -111,11 +111,14 @@ def different(found: Findings) -> list[str]:
     if found.scatter is not None and found.scatter.points.shape[1] > 1:
         points = found.scatter.points[:, :2]
         (left, low), (right, high) = points.amin(0).tolist(), points.amax(0).tolist()
-        shares = [f"component {index + 1}, {100 * share:.0f} %" for index, share in enumerate(found.scatter.explained.tolist())]
+        shares = [
+            f"principal axis {index + 1}, {100 * share:.0f} % of the variance"
+            for index, share in enumerate(found.scatter.explained.tolist())
+        ]
         chart = Chart(roomy(left, right), roomy(low, high), (shares[0], shares[1]), "Principal components of weights")
         for index in sorted(set(found.scatter.components.tolist())):
             chosen = points[found.scatter.components == index].tolist()
-            chart.dots([(x, y) for x, y in chosen], colour="abc"[index % 3])
+            chart.dots([(x, y) for x, y in chosen], colour="abc"[index % 3], name=f"component {index} of the prior")
         note = f"{len(points)} fresh networks, all their weights, on the two axes along which these differ most."
         pictures.append(card("Weights of many networks", note, chart.html()))
     if found.paths is not None:
@@ -155,7 +158,13 @@ def good(found: Findings) -> list[str]:
             points = list(zip(counts, values, strict=True))
             chart.line(points, colour, name)
             chart.dots(points, colour=colour)
-        pictures.append(card("How many networks it takes", "On the first examples, with the first networks.", chart.html()))
+        pictures.append(
+            card(
+                "How many networks it takes",
+                "On the first examples, with networks of one component of the prior.",
+                chart.html(),
+            )
+        )
     return pictures
 
 

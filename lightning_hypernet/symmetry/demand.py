@@ -21,7 +21,10 @@ from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.compiler import Compiler
 from lightning_hypernet.target.filters import Structure
 
-NO_INPUTS = "the symmetries are read with example inputs: give example_inputs, or call the target itself in a training step"
+NO_INPUTS = (
+    "the symmetries are read with example inputs: give example_inputs, or call the target itself in a training step; of a "
+    "checkpoint, pass loader= to from_checkpoint"
+)
 
 
 class SymmetriesOnDemand:
@@ -204,6 +207,11 @@ class SymmetriesOnDemand:
             fixed = _apply(self._gauge, weights, names)
         self._applied = True
         return fixed
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the weights that were last gauged went through a gauge that fixes something."""
+        return self._gauge is not None and not isinstance(self._gauge, NoGauge)
 
     def _chosen(self) -> Gauge:
         if self._gauge is None:

@@ -59,11 +59,15 @@ class Choices:
         self.made[signature_of(networks, arguments, method)] = {"backend": "loop", "loop": None}
 
     def summary(self) -> list[str]:
-        """One line for every signature: the backend, and the milliseconds that each took."""
+        """One line for every signature: the backend, and the milliseconds that each took.
+
+        Sizes of inputs are told as they are compared, rounded up to powers of two.
+        """
         lines = []
         for signature, made in self.made.items():
             times = ", ".join(f"{name} {1000 * made[name]:.1f} ms" for name in BACKENDS if made.get(name) is not None)
-            lines.append(f"{made['backend']} for {signature}: {times or 'not measured'}")
+            about = signature.replace(", inputs ", ", inputs (sizes rounded up to powers of two) ", 1)
+            lines.append(f"{made['backend']} for {about}: {times or 'not measured'}")
         return lines
 
 

@@ -132,6 +132,28 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(hypernet, batches, 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
 
+def test_every_name_of_the_page_stands_for_one_thing(batches, tmp_path):
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    made = Hypernet(target, example_inputs=torch.randn(2, 1, 6, 6), members=4, components=2)
+    text, tables = read(write_report(made, batches, tmp_path / "page.html"))
+    assert "mean network" not in text
+    heads = ["figure", "single network, mean", "best single network", "all together"]
+    assert heads in [rows[0] for rows in tables]
+    scatter = text[text.index("Weights of many networks") :].partition("</figure>")[0]
+    assert re.findall(r"principal axis (\d), ", scatter) == ["1", "2"]
+    assert re.findall(r'<i class="key-(.)"></i>component (\d) of the prior', scatter) == [("a", "0"), ("b", "1")]
+
+
+@pytest.mark.parametrize(("reduce", "told"), [("mean", True), ("log_mean_prob", False)])
+def test_the_page_says_where_validation_joins_otherwise_than_the_figures(batches, tmp_path, reduce, told):
+    target = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    made = Hypernet(target, example_inputs=torch.randn(2, 1, 6, 6), members=2, reduce=reduce)
+    text = write_report(made, batches, tmp_path / "page.html").read_text()
+    assert "whose probabilities are averaged" in text
+    assert ("its validation in fit has somewhat other figures" in text) == told
+
+
 def test_names_are_escaped(hypernet, batches, tmp_path):
     title = "<script>alert('x')</script> & \"more\""
     text, _ = read(write_report(hypernet, batches, tmp_path / "page.html", title, checkpoint="a</code><b>.ckpt"))
@@ -212,13 +234,14 @@ told.sorted = [...document.querySelectorAll("table")].every((table) => [...table
   return numbers.some(Number.isNaN) || numbers.every((value, index) => !index || numbers[index - 1] <= value);
 }));
 told.wide = document.documentElement.scrollWidth > innerWidth;
+told.cut = innerWidth > 1000 && [...document.querySelectorAll(".scroll")].some((box) => box.scrollWidth > box.clientWidth);
 document.body.dataset.told = JSON.stringify(told);
 </script></body>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, which renders the page")
-@pytest.mark.parametrize("width", [500, 1300])
+@pytest.mark.parametrize("width", [500, 1280])
 def test_in_a_browser_themes_switch_tables_sort_and_nothing_overflows(hypernet, batches, tmp_path, width):
     page = write_report(hypernet, batches, tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", CLICKS))
@@ -232,7 +255,7 @@ def test_in_a_browser_themes_switch_tables_sort_and_nothing_overflows(hypernet, 
     command = [BROWSER, *options, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     told = re.search(r'data-told="([^"]*)"', dom).group(1).replace("&quot;", '"')
-    assert '"sorted":true' in told and '"wide":false' in told
+    assert '"sorted":true' in told and '"wide":false' in told and '"cut":false' in told
     before, after, again = re.findall(r'"(?:before|after|again)":"([^"]*)"', told)
     assert before == again != after
 

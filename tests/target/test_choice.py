@@ -165,7 +165,8 @@ def test_the_choice_goes_with_the_state_and_is_told(clock):
     other(rows())
     assert len(clock.trials) == measured
     assert other.executor.choices.made == hypernet.executor.choices.made
-    line = "vmap for forward, train, gradients, 4 networks, inputs float64 4x2x8, torch.float64, cpu: loop 2.0 ms, vmap 1.5 ms"
+    inputs = "inputs (sizes rounded up to powers of two) float64 4x2x8"
+    line = f"vmap for forward, train, gradients, 4 networks, {inputs}, torch.float64, cpu: loop 2.0 ms, vmap 1.5 ms"
     assert line in other.summary()
 
 

@@ -65,6 +65,19 @@ class Branching:
             hypernet.generator.grow_trunk(hypernet.banks.flatten(values))
         return hypernet
 
+    def take(self, hypernet: Hypernet, known: Hypernet | None) -> None:
+        """See that a Hypernet which is there already is where in training it would be.
+
+        Raises:
+            ValueError: If another one, that is `known` not to be this callback's, is not.
+        """
+        if hypernet is not known and self.share and not hypernet.generator.trunk:
+            raise ValueError(
+                f"branch={self.share} begins with a plain target, and a Hypernet is there whose networks differ: leave it out"
+            )
+        if hypernet is not known and hypernet.generator.trunk and not self.share:
+            raise ValueError("the Hypernet that is there is one network, whose components have not branched yet: set branch")
+
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, hypernet: Hypernet) -> None:
         """Find the step at which components branch.
 

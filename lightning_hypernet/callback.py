@@ -229,6 +229,7 @@ class HypernetCallback(BaseCallback):
         different = differences(hypernet.options, plain_options(self.hypernet_options, plugins_with(self.plugins)))
         if different:
             raise ValueError(f"the target {self.target!r} is a Hypernet already, with {'; '.join(different)}")
+        self._branching.take(hypernet, self._hypernet)
         asked = self._asked()
         if not asked.same(hypernet.diversity):
             set_diversity(hypernet, asked, callable(self.deal))

@@ -153,17 +153,12 @@ class Sampler(StandIn):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that plain training would not decay, for timm's `create_optimizer_v2` and grouping of your own.
 
-        They make the banks of norm layers alone, of tokens and of whatever else has at most one axis or is named by the
-        target's own `no_weight_decay`. Where a filter holds its weights, bias and norm scale together, these decay together.
+        They make norm layers, tokens and whatever else has at most one axis or is named by the target's own `no_weight_decay`.
+        Where a filter of the built-in generator holds its weights, bias and norm scale together, these decay together.
         """
         spared = set(getattr(self.target, "no_weight_decay", set)())
-        names = set()
-        for index, bank in enumerate(self.banks):
-            parameters = {slot.parameter for slot in bank.slots}
-            if all(len(self.banks.shapes[name]) <= 1 or name in spared for name in parameters):
-                part = f"generator.weight_generators.{index}."
-                names |= {name for name, _ in self.named_parameters() if name.startswith(part)}
-        return names
+        spared |= {name for name, shape in self.banks.shapes.items() if len(shape) <= 1}
+        return {f"generator.{name}" for name in self.generator.undecayed(spared)}
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is frozen, which backends were chosen, how batches reach the target, the scales and the trunk."""
@@ -174,7 +169,7 @@ class Sampler(StandIn):
             "feed": executor.feed.seen,
         }
         shaping = {name: self.options[name] for name in SHAPING if not list(checkpoint.unnamed(self.options[name]))}
-        state |= {"feed": executor.feed.seen, **({"trunk": True} if self.generator.trunk else {})}
+        state |= {"trunk": True} if self.generator.trunk else {}
         return {**state, "scales": scales and dict(scales), "options": shaping}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:

@@ -227,6 +227,22 @@ def test_a_strategy_that_wants_all_parameters_used_is_refused():
         train(Classifier(), [callback], strategy="ddp", devices=1)
 
 
+def test_a_hypernet_that_is_there_is_at_its_place_in_training():
+    module = Classifier()
+    train(module, [callback_of(0)])
+    with pytest.raises(
+        ValueError, match=r"branch=0\.5 begins with a plain target, and a Hypernet is there whose networks differ"
+    ):
+        train(module, [callback_of(0.5)])
+    trunk, callback = Classifier(), callback_of(1.0)
+    with pytest.warns(UserWarning, match="all networks are one"):
+        train(trunk, [callback])
+    with pytest.raises(ValueError, match="is one network, whose components have not branched yet: set branch"):
+        train(trunk, [callback_of(0)])
+    train(trunk, [callback_of(0.25)])
+    assert not trunk.model.generator.trunk
+
+
 def test_a_state_of_a_trunk_does_not_fit_a_generator_without_mean_weights():
     hypernet = Hypernet(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), generator="compact")
     state = hypernet.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -85,6 +85,14 @@ class WeightDistribution(nn.Module, ABC):
             ValueError: If there is no mean network to train alone.
         """
         raise ValueError(f"one network can train alone where there are mean weights, which a {type(self).__name__} has not")
+
+    def undecayed(self, spared: Collection[str]) -> set[str]:
+        """Names of its own parameters that weight decay should spare; by itself none.
+
+        Args:
+            spared: Names of the target's parameters that plain training would not decay.
+        """
+        return set()
 
     def of_banks(self) -> Sequence[nn.Module]:
         """What makes the filters of every bank, for summaries; empty if one module makes them all."""

@@ -152,6 +152,12 @@ class Generator(WeightDistribution):
         parts: Sequence[Tensor] = features.view(len(codes), -1, features.shape[-1]).split(self._filters, dim=1)
         return parts
 
+    def undecayed(self, spared: Collection[str]) -> set[str]:
+        """What makes the banks whose parameters are all spared; where a filter holds several kinds, they decay together."""
+        banks = [index for index, bank in enumerate(self.banks) if all(slot.parameter in spared for slot in bank.slots)]
+        starts = tuple(f"weight_generators.{index}." for index in banks)
+        return {name for name, _ in self.named_parameters() if name.startswith(starts)}
+
     def of_banks(self) -> Sequence[nn.Module]:
         """The weight generator of every bank."""
         return list(self.weight_generators)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ class RankOne(WeightDistribution):
 
     .. math:: \theta = \Theta \odot u v^\top, \qquad u = u_k \odot (1 + \gamma U P z), \quad v = v_k \odot (1 + \gamma V P z)
 
-    Theta, u_k, v_k of component k and U, V are trained for every parameter of two axes or more, of which u scales the first and
-    v the second; P maps z to 4 numbers of unit variance and stays. Parameters of one axis, biases and norms, are each
-    component's own. So every image trains what all networks share, whichever network sees it. The factors of the first
-    component start as ones, and its mean network is the target. As those of `Generator`, gradients of what a component has of
-    its own are multiplied by the number of components in training.
+    Theta, u_k, v_k of component k and U, V are trained for every matrix, of which u scales the first axis and v the second; P
+    maps z to 4 numbers of unit variance and stays. A matrix is a parameter with ``weight`` in its name that has more than one
+    number along both; all others, biases, norms and tokens, are each component's own. So every image trains what all networks
+    share, whichever network sees it. The factors of the first component start as ones, and its mean network is the target. As
+    those of `Generator`, gradients of what a component has of its own are multiplied by the number of components in training.
 
     References:
         | BatchEnsemble: an Alternative Approach to Efficient Ensemble and Lifelong Learning (Wen et al., 2020)
@@ -53,16 +53,19 @@ class RankOne(WeightDistribution):
             raise ValueError(f"the generated parameters have dtypes {sorted(map(str, dtypes))}; convert the target to one")
         self.components = setting.components
         self.shapes = {name: value.shape for name, value in setting.initial.items()}
+        self.matrices = {
+            name for name, shape in self.shapes.items() if "weight" in name and len(shape) > 1 and min(shape[:2]) > 1
+        }
         self.shared, self.own, self.moves = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
-        for value in setting.initial.values():
-            self._add(value.detach(), start)
+        for name, value in setting.initial.items():
+            self._add(value.detach(), start if name in self.matrices else None)
         self.projection: Tensor
         projection = torch.randn(setting.latent_dim, _RANK) / math.sqrt(setting.latent_dim)
         self.register_buffer("projection", projection.to(next(iter(setting.initial.values()))))
 
-    def _add(self, value: Tensor, start: str) -> None:
-        """Hold what a parameter is made of."""
-        if value.ndim < 2:
+    def _add(self, value: Tensor, start: str | None) -> None:
+        """Hold what a parameter is made of; without a start it is no matrix."""
+        if start is None:
             self.own.append(nn.Parameter(value.repeat(self.components, *[1] * value.ndim)))
             return
         self.shared.append(nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
@@ -73,6 +76,12 @@ class RankOne(WeightDistribution):
             self.own.append(nn.Parameter(factors))
             self.moves.append(nn.Parameter(torch.randn(_RANK, size).to(value) / math.sqrt(_RANK)))
 
+    def undecayed(self, spared: Collection[str]) -> set[str]:
+        """All factors, and each component's own of what is spared."""
+        own = [name for name in self.shapes for _ in range(2 if name in self.matrices else 1)]
+        vectors = {f"own.{index}" for index, name in enumerate(own) if name in self.matrices or name in spared}
+        return vectors | {f"moves.{index}" for index in range(len(self.moves))}
+
     def forward(self, latents: Latents) -> dict[str, Tensor]:
         """Map S latents to weights ``{name: (S, *shape)}``, at full precision also under autocast."""
         with torch.autocast(latents.z.device.type, enabled=False):
@@ -80,7 +89,7 @@ class RankOne(WeightDistribution):
             shared, own, moves = iter(self.shared), iter(self.own), iter(self.moves)
             weights = {}
             for name, shape in self.shapes.items():
-                if len(shape) < 2:
+                if name not in self.matrices:
                     weights[name] = self._of(next(own), latents).expand(len(latents), *shape).contiguous()
                     continue
                 factors = [self._of(next(own), latents) * (1 + code @ next(moves)) for _ in range(2)]

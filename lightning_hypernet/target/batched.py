@@ -64,7 +64,8 @@ def chain_of(replicas: Replicas, method: str = "forward") -> list[tuple[nn.Modul
     template = replicas.template
     names = {(id(template.get_submodule(place.module)), *place.steps): place.parameter for place in replicas.places}
     unread = set(names)
-    seen = [name for name, value in vars(everywhere).items() if name.startswith("_global_") and "hooks" in name and value]
+    everything = {name: value for name, value in vars(everywhere).items() if name.startswith("_global_") and "hooks" in name}
+    seen = [name for name, value in everything.items() if value and "registration" not in name]
     layers: list[tuple[nn.Module, Rule, dict[str, str]]] = []
 
     def walk(module: nn.Module, path: str) -> None:

@@ -24,7 +24,7 @@ def by_hand(generator, latents):
         code = generator.gain * (z @ generator.projection)
         shared, own, moves, weights = iter(generator.shared), iter(generator.own), iter(generator.moves), {}
         for name, shape in generator.shapes.items():
-            if len(shape) < 2:
+            if name not in generator.matrices:
                 weights[name] = next(own)[component]
                 continue
             (u, v), (move_u, move_v) = ([next(own)[component] for _ in range(2)], [next(moves) for _ in range(2)])
@@ -85,6 +85,38 @@ def test_it_is_little_larger_than_its_target():
     vectors, factors = 128 + 10, 64 + 128 + 128 + 10
     numbers = sum(value.numel() for value in hypernet.generator.parameters())
     assert numbers == 64 * 128 + 128 * 10 + 4 * (vectors + factors) + 4 * factors
+
+
+class Odd(nn.Module):
+    """Parameters of two axes that are no matrices: a token, one scale a head, a table without the word."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.logit_scale = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(2, 1, 1))
+        self.table = nn.Parameter(torch.ones(3, 4))
+        self.layer, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def no_weight_decay(self):
+        return {"token"}
+
+    def forward(self, x):
+        return self.norm(self.layer(x + self.token[0] + self.table.sum(0)) * self.logit_scale.sum())
+
+
+def test_only_matrices_are_scaled():
+    hypernet = Hypernet(Odd(), distribution="rank_one", components=3, latent_dim=4)
+    weights = hypernet.decode(Latents(torch.randn(3, 4), torch.arange(3))).weights
+    for name in ("token", "logit_scale", "table", "norm.weight"):
+        assert torch.equal(weights[name], torch.ones_like(weights[name])), name
+    assert hypernet.generator.matrices == {"layer.weight"}
+
+
+def test_what_plain_training_would_not_decay_is_spared():
+    hypernet = Hypernet(Odd(), distribution="rank_one", components=3, latent_dim=4)
+    named = {f"generator.{name}": one for name, one in hypernet.generator.named_parameters()}
+    kept = {name: tuple(one.shape) for name, one in named.items() if name not in hypernet.no_weight_decay()}
+    assert sorted(kept.values()) == [(3, 2, 1, 1), (3, 3, 4), (4, 4)]
+    assert hypernet.no_weight_decay() <= set(dict(hypernet.named_parameters()))
 
 
 @pytest.mark.parametrize(

@@ -313,9 +313,7 @@ def is_followed() -> bool:
 
 def is_exported() -> bool:
     """Whether `torch.export` follows what runs."""
-    if hasattr(torch.compiler, "is_exporting"):
-        return torch.compiler.is_exporting()
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    return bool(torch.compiler._is_exporting_flag)  # is_exporting() itself is always true under torch.compile in some versions
 
 
 def _tied(outputs: Any, networks: Networks, count: int) -> Any:

@@ -22,10 +22,10 @@ class RankOne(WeightDistribution):
     .. math:: \theta = \Theta \odot u v^\top, \qquad u = u_k \odot (1 + \gamma U P z), \quad v = v_k \odot (1 + \gamma V P z)
 
     Theta, u_k, v_k of component k and U, V are trained for every matrix, of which u scales the first axis and v the second; P
-    maps z to 4 numbers of unit variance and stays. A matrix is a parameter with ``weight`` in its name that has more than one
-    number along both; all others, biases, norms and tokens, are each component's own. So every image trains what all networks
-    share, whichever network sees it. The factors of the first component start as ones, and its mean network is the target. As
-    those of `Generator`, gradients of what a component has of its own are multiplied by the number of components in training.
+    maps z to 4 numbers of unit variance and stays. A matrix is a parameter of two axes or more with ``weight`` in its name; all
+    others, biases, norms and tokens, are each component's own. So every image trains what all networks share, whichever network
+    sees it. The factors of the first component start as ones, and its mean network is the target. As those of `Generator`,
+    gradients of what a component has of its own are multiplied by the number of components in training.
 
     References:
         | BatchEnsemble: an Alternative Approach to Efficient Ensemble and Lifelong Learning (Wen et al., 2020)
@@ -53,9 +53,7 @@ class RankOne(WeightDistribution):
             raise ValueError(f"the generated parameters have dtypes {sorted(map(str, dtypes))}; convert the target to one")
         self.components = setting.components
         self.shapes = {name: value.shape for name, value in setting.initial.items()}
-        self.matrices = {
-            name for name, shape in self.shapes.items() if "weight" in name and len(shape) > 1 and min(shape[:2]) > 1
-        }
+        self.matrices = {name for name, shape in self.shapes.items() if "weight" in name and len(shape) > 1}
         self.shared, self.own, self.moves = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         for name, value in setting.initial.items():
             self._add(value.detach(), start if name in self.matrices else None)

@@ -12,8 +12,8 @@ def free_port():
         return str(one.getsockname()[1])
 
 
-def on_two(program, *arguments, timeout=500, tries=3):
-    """Run ``python -m program`` on two ranks, again if the port was taken meanwhile; what both printed."""
+def on_two(program, *arguments, timeout=500):
+    """Run ``python -m program`` on two ranks; what both printed."""
     common = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-m", program, *map(str, arguments)]
@@ -29,7 +29,5 @@ def on_two(program, *arguments, timeout=500, tries=3):
     finally:
         for run in runs:
             run.kill()
-    if tries > 1 and any("EADDRINUSE" in one for one in printed):
-        return on_two(program, *arguments, timeout=timeout, tries=tries - 1)
     assert all(run.returncode == 0 for run in runs), "\n".join(one[-3000:] for one in printed)
     return printed

@@ -686,6 +686,7 @@ def test_yaml_reaches_conditions_and_their_search(tmp_path, monkeypatch):
         "      init_args: {mode: global, start: {decay: 0.5, kind: b}}\n"
     )
     monkeypatch.setattr(sys, "argv", ["main", "fit", "--config", str(tmp_path / "config.yaml")])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     with pytest.warns(UserWarning, match="within its warmup"):
         cli = LightningCLI(CliModule, save_config_callback=None)
     (callback,) = [one for one in cli.trainer.callbacks if isinstance(one, HypernetCallback)]

@@ -311,6 +311,18 @@ def test_the_command_line(tmp_path):
     assert "seeds from 100 on are those that settings are tried with" in refused.stderr
 
 
+@pytest.mark.slow
+def test_gauges_are_compared_by_the_command_line():
+    command = [sys.executable, SCRIPT.with_name("gauges.py"), "--seeds", "0", "1", "--steps", "10", "--gauges", "softmax"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert [(row["loss"], row["gauge"], len(row["cnll"])) for row in rows] == [
+        ("entropy", "softmax", 2),
+        ("variance", "softmax", 2),
+    ]
+    assert "variance" in told.rpartition("member %")[2]
+
+
 def test_a_table_tells_what_an_ensemble_is_worth():
     shared = {"problem": "digits", "unit": 9, "seed": 0, "setting": {"lr": 1.0}, "tried": 4, "relative_seconds": 1.0}
     shared |= {"accuracy": 90.0, "members": 2, "other": "noise"}

@@ -93,7 +93,7 @@ class Branching:
         if not math.isfinite(steps):
             raise ValueError(f"branch={self.share} is a share of all steps, and there is no end: set max_epochs or max_steps")
         settings = getattr(trainer.strategy, "_ddp_kwargs", {"find_unused_parameters": True})
-        if shards(trainer) or not settings.get("find_unused_parameters"):
+        if shards(trainer) or not settings.get("find_unused_parameters") or settings.get("static_graph"):
             raise ValueError(
                 f"branch={self.share} leaves parameters unused at first: set strategy='ddp_find_unused_parameters_true', or "
                 "leave out branch"
@@ -104,8 +104,8 @@ class Branching:
         """Let the components branch, if it is time."""
         if self._step is None or trainer.global_step < self._step:
             return
-        own = [one for one in pl_module.modules() if isinstance(one, Hypernet) and one.same_as(hypernet)]
-        for one in (*own, *averages_of(trainer, hypernet)):
+        followers = [one for one in pl_module.modules() if isinstance(one, Hypernet) and one.leader is hypernet]
+        for one in (hypernet, *followers, *averages_of(trainer, hypernet)):
             branch(one)
         copy_state(trainer.optimizers, hypernet)
         self._step = None

@@ -326,10 +326,20 @@ def check_order(trainer: pl.Trainer, callback: pl.Callback) -> None:
 
 
 def averages_of(trainer: pl.Trainer, hypernet: Hypernet) -> list[Hypernet]:
-    """The copies that other callbacks keep of a Hypernet, such as averages of its weights."""
+    """The copies that other callbacks keep of a Hypernet and its followers, such as averages of its weights.
+
+    Another Hypernet of the LightningModule may be made alike: neither it nor a copy that lies where it does is meant.
+    """
+    there = {name: one for name, one in trainer.lightning_module.named_modules() if isinstance(one, Hypernet)}
     held = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
-    modules = [module for value in held if isinstance(value, nn.Module) for module in value.modules()]
-    return [one for one in modules if isinstance(one, Hypernet) and one is not hypernet and one.same_as(hypernet)]
+    named = [pair for value in held if isinstance(value, nn.Module) for pair in value.named_modules()]
+    found = []
+    for path, one in named:
+        if isinstance(one, Hypernet) and one.same_as(hypernet) and not any(one is other for other in there.values()):
+            places = [name for name in there if f".{path}".endswith(f".{name}")]
+            original = there[max(places, key=len)] if places else hypernet
+            found += [one] if hypernet is original or hypernet is original.leader else []
+    return found
 
 
 def set_conditions(hypernet: Hypernet, conditions: Conditions | None) -> None:

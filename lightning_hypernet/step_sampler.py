@@ -260,9 +260,14 @@ class StepSampler(MemberSampler):
         """Have the latents of another Hypernet while it trains, as a teacher or a momentum encoder has; see `copies`."""
         self._leader = weakref.ref(leader)
 
+    @property
+    def leader(self) -> StepSampler | None:
+        """The Hypernet whose latents this one has while that trains; None if it follows none."""
+        return None if self._leader is None else self._leader()
+
     def led(self) -> Population | None:
         """The networks of the leader's latents, if it is in the middle of a training step."""
-        leader = None if self._leader is None else self._leader()
+        leader = self.leader
         if leader is None:
             return None
         self.alone = None

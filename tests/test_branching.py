@@ -249,6 +249,53 @@ def test_a_hypernet_that_is_there_is_at_its_place_in_training():
     assert not trunk.model.generator.trunk
 
 
+class Pair(pl.LightningModule):
+    """Two targets that are made alike and see other inputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.default_generator.manual_seed(1)
+        one = lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()  # noqa: E731
+        self.a, self.b, self.networks = one(), one(), []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = F.cross_entropy(self.a(x), y) + F.cross_entropy(self.b(10 + 5 * x), y)
+        self.networks.append((len(self.a.population), len(self.b.population)))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def pair_of(*shares):
+    options = {"components": 2, "samples": 2, "members": 2, "latent_dim": 4, "execution": "loop"}
+    return [HypernetCallback(target, branch=share, **options) for target, share in zip("ab", shares, strict=True)]
+
+
+def test_targets_that_are_made_alike_branch_each_at_its_own_time():
+    module = Pair()
+    train(module, pair_of(0.25, 0.75))
+    assert module.networks == [(1, 1)] * 2 + [(2, 1)] * 4 + [(2, 2)] * 2
+
+
+def test_a_checkpoint_leaves_the_statistics_of_a_target_made_alike_alone(tmp_path):
+    module = Pair()
+    trainer = train(module, pair_of(0, 0))
+    trainer.save_checkpoint(tmp_path / "checkpoint.ckpt")
+    means = {
+        name: value.clone() for name, value in module.b.members.statistics.tensors().items() if name.endswith("running_mean")
+    }
+    module.b.eval()
+    found = []
+    for inputs in (lambda batch: (10 + 5 * batch[0],), lambda batch: (batch[0],)):
+        module.b.update_statistics(loader(), inputs=inputs)
+        found.append({name: module.b.members.statistics.tensors()[name].clone() for name in means})
+    for name, value in means.items():
+        own, others = ((value - one[name]).abs().mean() for one in found)
+        assert own < 0.1 * others
+
+
 def test_a_state_of_a_trunk_does_not_fit_a_generator_without_mean_weights():
     hypernet = Hypernet(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), generator="compact")
     state = hypernet.state_dict()

@@ -313,7 +313,8 @@ def is_followed() -> bool:
 
 def is_exported() -> bool:
     """Whether `torch.export` follows what runs."""
-    return bool(torch.compiler._is_exporting_flag)  # is_exporting() itself is always true under torch.compile in some versions
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)  # is_exporting() is always true under torch.compile up to 2.11
+    return torch.compiler.is_exporting() if flag is None else bool(flag)
 
 
 def _tied(outputs: Any, networks: Networks, count: int) -> Any:

@@ -20,7 +20,7 @@ from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
-from lightning_hypernet.options import config_of, counts_of
+from lightning_hypernet.options import config_of, counts_of, samples_of
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
@@ -65,7 +65,8 @@ class Hypernet(StepSampler):
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.
-        samples: Networks drawn for each training batch.
+        samples: Networks drawn for each training batch; None: one of every component, two at least; eight at least where
+            there are conditions, or where the callback has a diversity loss, which compares networks.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
             ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks
@@ -113,7 +114,7 @@ class Hypernet(StepSampler):
         context_dim: int = 0,
         prior: str | Mapping[str, Any] | Prior | Distribution = "normal",
         components: int = 1,
-        samples: int = 8,
+        samples: int | None = None,
         members: int = 10,
         distribution: str | Mapping[str, Any] = "generator",
         generator: str | Mapping[str, Any] | GeneratorConfig | None = None,
@@ -130,7 +131,7 @@ class Hypernet(StepSampler):
         given = {"latent_dim": latent_dim, "components": components, "samples": samples, "members": members}
         counts = counts_of({**given, "context_dim": context_dim})
         latent_dim = counts.get("latent_dim")
-        context_dim, components, samples, members = (counts[name] for name in ("context_dim", *list(given)[1:]))
+        context_dim, components, members = (counts[name] for name in ("context_dim", "components", "members"))
         reduce, batch_dim = read_reduction(reduce), read_batch_dim(batch_dim)
         check_target(target)
         super().__init__(
@@ -138,8 +139,9 @@ class Hypernet(StepSampler):
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
             execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
-        self.samples, self.reduce = samples, reduce
-        self.options |= recorded({"samples": samples, "members": members, "reduce": reduce})
+        self.samples = samples_of(counts.get("samples"), components, several=context_dim > 0)
+        self.reduce = reduce
+        self.options |= recorded({"samples": counts.get("samples"), "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
         self.smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1

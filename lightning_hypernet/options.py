@@ -27,6 +27,10 @@ from lightning_hypernet.values import number, texts, unknown, whole
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _LATENT_DIM = 64
+_SEVERAL = 8
+"""Networks of a step where they are compared, unless it is said."""
+_LEFT_OPEN = ("latent_dim", "samples")
+"""Counts that may be None: what suits the rest."""
 _COUNTS = {"latent_dim": 1, "context_dim": 0, "components": 1, "samples": 1, "members": 1}
 """The counts among the options, and the least that each may be."""
 HARMLESS = ("samples", "gauge", "execution", "reduce", "batch_dim")
@@ -84,7 +88,8 @@ def with_preset(
 
 def plain_options(options: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
     """Those arguments of a Hypernet that make it what it is, in plain values."""
-    chosen = {name: value for name, value in options.items() if name in _COMPARED and (name, value) != ("latent_dim", None)}
+    told = {name: value for name, value in options.items() if value is not None or name not in _LEFT_OPEN}
+    chosen = {name: value for name, value in told.items() if name in _COMPARED}
     if "generator" in chosen:
         chosen["generator"] = asdict(config_of(chosen["generator"], plugins))
     readers = {"gauge": shortest, "execution": shortest, "reduce": read_reduction, "batch_dim": read_batch_dim}
@@ -103,6 +108,17 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
     return noise
 
 
+def samples_of(given: int | None, components: int, several: bool) -> int:
+    """How many networks a training step draws: as many as were given, or one of every component, two at least.
+
+    Args:
+        given: What was said; None: nothing.
+        components: Of the prior.
+        several: Whether networks of a step are compared, or differ by their conditions: then eight at least.
+    """
+    return max(components, _SEVERAL if several else 2) if given is None else given
+
+
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
     """The counts among the options of a Hypernet, read as whole numbers: latent_dim, context_dim, components, samples, members.
 
@@ -113,7 +129,7 @@ def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
     problems = []
     for name, least in _COUNTS.items():
         try:
-            given = name in options and (name != "latent_dim" or options[name] is not None)
+            given = name in options and (name not in _LEFT_OPEN or options[name] is not None)
             read |= {name: whole(name, options[name], least)} if given else {}
         except ValueError as error:
             problems.append(str(error))

@@ -11,6 +11,6 @@ from lightning_hypernet.markers import hookimpl
 @hookimpl
 def hypernet_register_presets(register: Callable[[str, Mapping[str, Any]], None]) -> None:
     """Register the built-in presets."""
-    register("ensemble", {"distribution": "rank_one", "components": 4, "samples": 4})
-    register("deep_ensemble", {"components": 10, "samples": 10})
+    register("ensemble", {"distribution": "rank_one", "components": 4})
+    register("deep_ensemble", {"components": 10})
     register("manifold", {"components": 1, "diversity": {"variance": 0.1}})

@@ -278,7 +278,7 @@ TARGET = [
 COUNTS = [
     *each("latent_dim", net, (-1, 0, 1.5, NAN, INF, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("components", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
-    *each("samples", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
+    *each("samples", net, (-1, 0, 1.5, NAN, INF, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("members", net, (-1, 0, 1.5, NAN, INF, None, "many", "0", "2.5", True, [4]), "whole|1 or more"),
     *each("context_dim", net, (-1, 1.5, NAN, INF, None, "many", "-1", "2.5", True, [4]), "whole|0 or more"),
 ]  # fmt: skip
@@ -459,7 +459,7 @@ CALLBACK = [
     row("plugins a class", lambda: callback(plugins=BrokenPlugin), "BrokenPlugin", "class|list", "instance|list"),
     row("plugins a text", lambda: callback(plugins="broken"), "plugins", "'broken'", "list|sequence"),
     row("hypernet too early", lambda: callback().hypernet, "Hypernet", "fit", error=RuntimeError),
-    *each("samples", callback, (0, "many", NAN, None)),
+    *each("samples", callback, (0, "many", NAN)),
     *each("latent_dim", callback, (1.5, "many")),
     *each("context_dim", callback, (-1, "many")),
     row("generator", lambda: callback(generator="compct"), "generator", "'compct'", near("compact")),

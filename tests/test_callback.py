@@ -846,3 +846,22 @@ def test_statistics_after_a_resume(tmp_path, monkeypatch):
                 assert torch.equal(value, state[f"model.members.statistics.{name.replace('.', '/')}"]), (epoch, name)
             else:
                 assert torch.equal(value, straight[epoch][name]), (epoch, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({}, 2), ({"components": 3}, 3), ({"context_dim": 2}, 8), ({"samples": 1}, 1), ({"samples": None}, 2),
+        ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3), ({"diversity": "entropy", "components": 9}, 9),
+    ],
+)  # fmt: skip
+def test_a_step_draws_one_network_of_every_component_and_eight_where_they_are_compared(options, samples):
+    given = {"members": 2, "latent_dim": 4, "execution": "loop", **options}
+    asked = {"context": lambda batch: torch.zeros(2)} if "context_dim" in options else {}
+    callback = HypernetCallback("layer", **asked, **given)
+    module = BoringModel()
+    callback.setup(pl.Trainer(**QUIET, callbacks=[callback]), module, "fit")
+    assert callback.hypernet.samples == samples
+    other = HypernetCallback("layer", **asked, **given)  # one that says as much takes it over as it is
+    other.setup(pl.Trainer(**QUIET, callbacks=[other]), module, "fit")
+    assert other.hypernet is callback.hypernet and other.hypernet.samples == samples

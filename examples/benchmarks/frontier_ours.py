@@ -18,9 +18,9 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours": {},
     "ours_ensemble": {"preset": "ensemble"},
     "ours_manifold": {"preset": "manifold"},
-    "ours_branch": {"components": 3, "samples": 3, "branch": 0.3},
+    "ours_branch": {"components": 3, "branch": 0.3},
     "ours_deep_ensemble": {"preset": "deep_ensemble"},
-    "ours_three": {"components": 3, "samples": 3},
+    "ours_three": {"components": 3},
 }
 """Options of `HypernetCallback`, by the name of the method; the target and what is not told is as it is by default."""
 AVERAGED = 100

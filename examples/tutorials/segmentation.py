@@ -161,7 +161,7 @@ def draw(inputs: Tensor, outputs: Tensor, targets: Tensor, path: Path) -> None:
 #
 # 1. The plain network; and a second one that stops after half as many epochs, in case the first one overfits.
 # 2. The same module with `HypernetCallback` and its defaults: one family of networks around trained mean weights.
-# 3. The same with `components=5, samples=5`: five families, which see a fifth of every batch each; the ensemble holds two
+# 3. The same with `components=5`: five families, which see a fifth of every batch each; the ensemble holds two
 #    networks of each.
 #
 # All see the same images as often, so that an ensemble of ten costs one training. Each member's norm statistics are estimated
@@ -189,7 +189,7 @@ def main() -> None:
         figures |= {key.replace("member", name): value for key, value in alone.items() if key.startswith("member")}
     callbacks = {
         "defaults": HypernetCallback(target="model"),
-        "families": HypernetCallback(target="model", components=5, samples=5),
+        "families": HypernetCallback(target="model", components=5),
     }
     for name, callback in callbacks.items():
         fit(train, options.epochs, options.seed, callback)

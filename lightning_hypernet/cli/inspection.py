@@ -33,7 +33,7 @@ def arguments(parser: Any) -> None:
         "--presets", type=str, default="own",
         help="Presets of generators to size: own, which leaves out the paper's, all, none, or names with commas between.",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=8, help="Networks that a training step draws.")
+    parser.add_argument("--samples", type=int, help="Networks that a training step draws; two, where it is not said.")
     parser.add_argument("--batch", type=int, help="Examples of the step that is timed to choose a backend; twice the samples.")
     parser.add_argument("--backend", type=bool, default=True, help="Whether a step is timed to choose a backend.")
 
@@ -53,9 +53,9 @@ def run(options: Any) -> None:
         text = hypernet.summary()
     print(f"{type(target).__name__}, {_numbers(target):,} parameters\n\n{text}\n")
     if presets:
-        print(sizes(target, example, presets, options.samples))
+        print(sizes(target, example, presets, hypernet.samples))
     if options.backend:
-        print(f"\n{backend(hypernet, options.batch or 2 * options.samples)}")
+        print(f"\n{backend(hypernet, options.batch or 2 * hypernet.samples)}")
 
 
 def chosen_presets(asked: str, plugins: Plugins) -> list[str]:

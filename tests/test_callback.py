@@ -852,7 +852,8 @@ def test_statistics_after_a_resume(tmp_path, monkeypatch):
     ("options", "samples"),
     [
         ({}, 2), ({"components": 3}, 3), ({"context_dim": 2}, 8), ({"samples": 1}, 1), ({"samples": None}, 2),
-        ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3), ({"diversity": "entropy", "components": 9}, 9),
+        ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3),
+        ({"diversity": "entropy", "components": 9}, 9),
     ],
 )  # fmt: skip
 def test_a_step_draws_one_network_of_every_component_and_eight_where_they_are_compared(options, samples):

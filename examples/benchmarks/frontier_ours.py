@@ -20,7 +20,13 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours_manifold": {"preset": "manifold"},
     "ours_branch": {"components": 3, "branch": 0.3},
     "ours_deep_ensemble": {"preset": "deep_ensemble"},
+    "ours_two": {"components": 2},
     "ours_three": {"components": 3},
+    "ours_spread": {"components": 2, "diversity": {"variance": 0.1}},
+    "ours_pretrained": {"generator": "pretrained"},
+    "ours_pretrained_three": {"generator": "pretrained", "components": 3},
+    "ours_adapter": {"generator": "adapter", "components": 3},
+    "ours_near": {"distribution": {"name": "rank_one", "start": "near_one"}, "components": 4},
 }
 """Options of `HypernetCallback`, by the name of the method; the target and what is not told is as it is by default."""
 AVERAGED = 100

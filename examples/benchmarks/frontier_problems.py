@@ -1,13 +1,17 @@
 """Problems of the frontier: data in four parts, a target, and how many images one network's training sees."""
 
+import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "reproduce"))
 from data import Images, load, outside
@@ -27,6 +31,7 @@ class Parts:
         test: To be scored on.
         other: Of no class that the network knows.
         kind: What the other images are, in a word.
+        start: Weights that a network was left with before, by name; None: it starts afresh.
     """
 
     train: Images
@@ -34,6 +39,7 @@ class Parts:
     test: Images
     other: Images
     kind: str
+    start: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,10 @@ class Task:
         return max(1, round(self.budget * (self.unit or self.problem.steps)))
 
     def network(self) -> nn.Module:
-        """A fresh network."""
-        return self.problem.target().to(DEVICE).train()
+        """A network where training starts."""
+        module = self.problem.target()
+        module.load_state_dict(self.parts.start or {}, strict=False)
+        return module.to(DEVICE).train()
 
     def batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """So many batches, which count as seen.
@@ -125,11 +133,11 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def small() -> nn.Sequential:
+def small(classes: int = 10) -> nn.Sequential:
     """For MNIST, on one core: 9,226 weights."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(784, 10),
+        nn.Flatten(), nn.Linear(784, classes),
     )  # fmt: skip
 
 
@@ -204,10 +212,36 @@ def stored(name: str, train: int, validation: int, **changes: int | bool) -> Cal
     return split
 
 
+@functools.cache
+def letters(folder: Path) -> dict[str, Tensor]:
+    """The weights of the small network, without its last layer, after 1,000 steps on 26 letters."""
+    file = folder / OTHERS["mnist"]
+    images = outside(file, load("mnist", folder)[1])
+    images.labels = torch.from_numpy(np.load(file)["y_test"]).long()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = small(classes=1 + int(images.labels.max()))
+        optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+        batches = images.loader(120, shuffle=True)
+        for _, (shown, labels) in zip(range(1_000), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
+            optimizer.zero_grad()
+            F.cross_entropy(network(shown), labels).backward()
+            optimizer.step()
+    last = list(network.state_dict())[-2:]
+    return {name: value for name, value in network.state_dict().items() if name not in last}
+
+
+def transferred(folder: Path, seed: int) -> Parts:
+    """500 images of MNIST, for a network that was trained on letters before."""
+    parts = stored("mnist", 500, 2_000)(folder, seed)
+    return replace(parts, other=quarters(parts.test), kind="quarters exchanged", start=letters(folder))
+
+
 PROBLEMS = {
     one.name: one
     for one in (
         Problem("digits", mlp, digits, steps=600, lr=3e-2, tuning=3),
+        Problem("finetune", small, transferred, steps=300, lr=3e-3, tuning=2),
         Problem("mnist5k", small, stored("mnist", 5_000, 2_000, shift=2), steps=1_000, lr=1e-2),
         Problem("mnist", small, stored("mnist", 55_000, 5_000, shift=2), steps=4_500, lr=1e-2),
         Problem("lenet", lenet, stored("cifar10", 45_000, 5_000, shift=2, mirror=True), steps=15_000, lr=3e-3),

@@ -7,10 +7,21 @@ from typing import Any
 
 from lightning_hypernet.markers import hookimpl
 
+PAPER: Mapping[str, Any] = {
+    "latent_dim": 300,
+    "prior": "uniform",
+    "samples": 32,
+    "generator": {"preset": "paper_mnist", "hidden": [100, 100]},
+    "gauge": "softmax",
+    "diversity": {"entropy": 1e-3},
+}
+"""How the paper trains its MNIST network, with generators of one width for all layers; its own are ``"paper_mnist"``."""
+
 
 @hookimpl
 def hypernet_register_presets(register: Callable[[str, Mapping[str, Any]], None]) -> None:
     """Register the built-in presets."""
     register("ensemble", {"distribution": "rank_one", "components": 4})
     register("deep_ensemble", {"components": 10})
+    register("reproduce", PAPER)
     register("manifold", {"components": 1, "diversity": {"variance": 0.1}})

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel as CliModule
+from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -604,6 +605,16 @@ def test_gauges_are_checked_when_they_are_chosen():
     hypernet = Hypernet(nn.Linear(3, 2), torch.zeros(2, 3), gauge="plain", plugins=[Plugin()])
     with pytest.raises(TypeError, match="a gauge must be made as an instance of Gauge, not type"):
         _ = hypernet.sample(2).gauged
+
+
+def test_the_preset_that_reproduces_the_paper_fits_any_target_and_takes_its_own_widths_for_mnist():
+    callback = HypernetCallback("layer", preset="reproduce", members=2)
+    pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback]).fit(BoringModel())
+    hypernet = callback.hypernet
+    assert (hypernet.samples, hypernet.prior.latent_dim, type(hypernet.prior).__name__) == (32, 300, "UniformPrior")
+    assert hypernet.generator.mean_codes is None and set(hypernet.diversity.losses) == {"entropy"}
+    asked = HypernetCallback(preset="reproduce", generator="paper_mnist").hypernet_options
+    assert asked["generator"] == "paper_mnist" and asked["samples"] == 32
 
 
 def test_a_preset_is_not_changed_by_defaults_in_the_form_of_yaml():

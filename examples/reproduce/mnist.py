@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 
 from data import AUGMENTED, load
-from lightning_hypernet import GeneratorConfig, HypernetCallback
+from lightning_hypernet import HypernetCallback
 from targets import mnist
 from training import Classifier, arguments, fit
 
@@ -21,19 +21,12 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
     pl.seed_everything(seed)
     example = torch.zeros(2, 1, 28, 28)
     if what == "paper":
-        options = {
-            "latent_dim": 300,
-            "prior": "uniform",
-            "generator": GeneratorConfig.paper("mnist"),
-            "gauge": "softmax",
-            "diversity": {"entropy": 1e-3},
-        }
+        options = {"preset": "reproduce", "generator": "paper_mnist"}
         module = Classifier(mnist(), "adam", 3e-4, steps or 11_000, 0.99998)
     else:
         options = {"components": 5}
         module = Classifier(mnist(), "adam", 2e-3, steps or 2_750)
-    samples = NETWORKS if what == "paper" else 5
-    return module, HypernetCallback(target="model", samples=samples, example_inputs=example, **options)
+    return module, HypernetCallback(target="model", example_inputs=example, **options)
 
 
 def main() -> None:

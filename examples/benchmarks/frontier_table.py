@@ -18,6 +18,16 @@ COLUMNS = {
     "one_accuracy": ("one network %", 2), "one_nll": ("NLL", 4), "one_cnll": ("cNLL", 4),
 }  # fmt: skip
 """Scores that a table shows: their column and digits."""
+PANELS = (("budget", "accuracy", 1), ("budget", "cnll", -1), ("relative_seconds", "cnll", -1))
+"""What the picture shows: a cost, a score, and whether more of it is better."""
+TOLD = {
+    "budget": "images, in those of one network's training", "relative_seconds": "processor time, in that of one network's",
+    "accuracy": "accuracy, %", "cnll": "calibrated NLL, nats",
+}  # fmt: skip
+MARKERS = "os^DvPX<>"
+TICKS = (0.5, 1, 2, 3, 5, 10)
+ASIDE = 0.3
+"""Points at the same images stand beside each other, over this share of the way."""
 ROUNDED = 1e-6
 """What lines are rounded to."""
 
@@ -88,20 +98,57 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
-    """Accuracy and calibrated likelihood of every method over the images that it saw, a row of two for every problem."""
+    """Accuracy and calibrated likelihood over the images seen, and likelihood over seconds: a row for every problem.
+
+    Bars are standard errors. The grey line joins what nothing else beats at its cost, seen as means.
+    """
     groups = grouped(lines)
     problems = list(dict.fromkeys((key[0], key[3]) for key in groups))
     if not problems:
         raise SystemExit("there is no run that was scored: run `row` or `all` first")
-    figure = Figure(figsize=(12, 4.5 * len(problems)), layout="constrained")
-    for axes, of in zip(figure.subplots(len(problems), 2, squeeze=False), problems, strict=True):
-        names = list(dict.fromkeys(key[1] for key in groups if (key[0], key[3]) == of))
-        for index, method in enumerate(names):
-            own = sorted((key[2], runs) for key, runs in groups.items() if (key[0], key[3]) == of and key[1] == method)
-            style = {"color": f"C{index % 10}", "marker": "os^DvP"[index // 10 % 6], "linestyle": "-", "label": method}
-            for ax, score in zip(axes, ("accuracy", "cnll"), strict=True):
-                ax.plot([budget for budget, _ in own], [np.mean([run[score] for run in runs]) for _, runs in own], **style)
-        for ax, label in zip(axes, ("accuracy, %", "calibrated NLL, nats"), strict=True):
-            ax.set(xscale="log", xlabel="images, in those of one network's training", ylabel=label, title=of[0])
-        axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    names = sorted({key[1] for key in groups}, key=lambda name: (not name.startswith("ours"), name))
+    figure = Figure(figsize=(15, 4.5 * len(problems)), layout="constrained")
+    for row, of in zip(figure.subplots(len(problems), len(PANELS), squeeze=False), problems, strict=True):
+        own = {(key[1], key[2]): runs for key, runs in groups.items() if (key[0], key[3]) == of}
+        for ax, (cost, score, sign) in zip(row, PANELS, strict=True):
+            points = {key: (median(runs, cost), *spread(runs, score)) for key, runs in own.items()}
+            for index, name in enumerate(names):
+                chosen = [points[key] for key in sorted(points) if key[0] == name]
+                if chosen:
+                    x, y, error = np.array(chosen).T
+                    x = x * (1 + ASIDE * (index / len(names) - 0.5) * (cost == "budget"))
+                    ours = name.startswith("ours")
+                    style = {
+                        "color": f"C{index % 10}" if ours else f"C{(index + 3) % 10}",
+                        "marker": MARKERS[index % len(MARKERS)],
+                    }
+                    ax.errorbar(x, y, error, label=name, alpha=1.0 if ours else 0.5, markersize=9 if ours else 6,
+                                linewidth=1, **style)  # fmt: skip
+            front = unbeaten([(x, y) for x, y, _ in points.values()], sign)
+            ax.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0)
+            ax.set_xscale("log")
+            ax.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            ax.set_xticks([], minor=True)
+            ax.set(xlabel=TOLD[cost], ylabel=TOLD[score], title=f"{of[0]}, {of[1]:,} steps a network")
+        row[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def median(runs: Sequence[Line], name: str) -> float:
+    """The median of a score."""
+    return float(np.median([run[name] for run in runs]))
+
+
+def spread(runs: Sequence[Line], name: str) -> tuple[float, float]:
+    """Mean and standard error of a score; of one run 0."""
+    values = [run[name] for run in runs]
+    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def unbeaten(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float, float]]:
+    """Those of points (cost, score) that none of less or equal cost beats, by cost; the sign is 1 where more is better."""
+    found: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not found or sign * score > sign * found[-1][1]:
+            found.append((cost, score))
+    return found

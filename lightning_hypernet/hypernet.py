@@ -224,15 +224,11 @@ class Hypernet(StepSampler):
         return joined
 
     def _note_inputs(self, arguments: Arguments) -> None:
-        self.symmetries.examples = self.symmetries.examples or self._few(arguments).map(torch.clone)
+        self.see(arguments, whole=self.alone is not None)  # a part of a dealt out batch
         self.executor.statistics.note_frozen()
         self.symmetries.train_with(self.executor.statistics.frozen_norms)
         if self.executor.statistics.possible:
             self.members.saw(arguments)
-
-    def _few(self, arguments: Arguments) -> Arguments:
-        """The first two examples; all of a part of a dealt out batch, whose inputs may refer to each other, as graphs do."""
-        return arguments.head(2) if self.alone is None else arguments.map(torch.detach)
 
     def diversity_loss(self) -> Tensor:
         """The weighted diversity losses of the last training forward, for a training loop of one's own.

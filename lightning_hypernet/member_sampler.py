@@ -190,10 +190,15 @@ class MemberSampler(Sampler):
             self.executor.statistics.expect(self.members.others)
             self.members.remember(read, most)
 
-    def see(self, arguments: Arguments) -> None:
-        """Read symmetries with the first two examples of a call of the target, where there are no example inputs yet."""
+    def see(self, arguments: Arguments, whole: bool = False) -> None:
+        """Read symmetries with the first two examples of a call of the target, where there are no example inputs yet.
+
+        Args:
+            arguments: The arguments of the call.
+            whole: Whether all examples are needed, since they may refer to each other, as graphs do.
+        """
         if self.symmetries.examples is None:
-            few = arguments.head(2) if arguments.batch else arguments.map(torch.detach)
+            few = arguments.head(2) if arguments.batch and not whole else arguments.map(torch.detach)
             self.symmetries.examples = few.map(torch.clone)
             self.members.forget()  # what was read of them was read without a gauge
 

@@ -213,8 +213,8 @@ def stored(name: str, train: int, validation: int, **changes: int | bool) -> Cal
 
 
 @functools.cache
-def letters(folder: Path) -> dict[str, Tensor]:
-    """The weights of the small network, without its last layer, after 1,000 steps on 26 letters."""
+def letters(folder: Path, steps: int = 1_000) -> dict[str, Tensor]:
+    """The weights of the small network, without its last layer, after so many steps on 26 letters."""
     file = folder / OTHERS["mnist"]
     images = outside(file, load("mnist", folder)[1])
     images.labels = torch.from_numpy(np.load(file)["y_test"]).long()
@@ -223,7 +223,7 @@ def letters(folder: Path) -> dict[str, Tensor]:
         network = small(classes=1 + int(images.labels.max()))
         optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
         batches = images.loader(120, shuffle=True)
-        for _, (shown, labels) in zip(range(1_000), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
+        for _, (shown, labels) in zip(range(steps), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
             optimizer.zero_grad()
             F.cross_entropy(network(shown), labels).backward()
             optimizer.step()

@@ -1,6 +1,7 @@
 """The frontier's harness: what a run may see, how settings are chosen, what is told; and each method for a few steps."""
 
 import copy
+import dataclasses
 import json
 import math
 import subprocess
@@ -18,10 +19,10 @@ import frontier
 import frontier_walks
 from frontier import Harness, everything, read
 from frontier_methods import METHODS, Method
-from frontier_problems import PROBLEMS, Images, Parts, Task, digits, stored
+from frontier_problems import PROBLEMS, Images, Parts, Task, digits, letters, small, stored
 from frontier_scores import choice, of_ensemble, scores
 from frontier_shared import RankOne, near_one
-from frontier_table import plot, table
+from frontier_table import plot, table, unbeaten
 from frontier_training import Trained, fit, standard, together
 
 FOLDER = Path()
@@ -110,6 +111,31 @@ def test_sets_in_a_folder_are_split_and_only_training_images_are_shifted(tmp_pat
     parts = split(tmp_path, 0)
     assert (parts.kind, len(parts.other)) == ("emnist_letters_test", 7)
     assert torch.equal(parts.other.mean, parts.train.mean)
+
+
+def test_a_network_that_was_trained_on_letters_starts_with_all_but_its_last_layer(tmp_path):
+    random = np.random.default_rng(0)
+    shown = {"x_train": random.integers(0, 255, (60, 28, 28), np.uint8), "y_train": random.integers(0, 10, 60)}
+    np.savez(tmp_path / "mnist.npz", **shown, x_test=shown["x_train"], y_test=shown["y_train"])
+    others = {"x_test": random.integers(0, 255, (130, 28, 28), np.uint8), "y_test": np.arange(130) % 26}
+    np.savez(tmp_path / "emnist_letters_test.npz", **others)
+    before = torch.get_rng_state()
+    start = letters(tmp_path, steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    parts = dataclasses.replace(stored("mnist", 40, 15)(tmp_path, 0), start=start)
+    network = Task(PROBLEMS["finetune"], parts).network()
+    names = list(small().state_dict())
+    assert list(start) == names[:-2]
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in start.items())
+    torch.manual_seed(0)
+    fresh = small(classes=26)  # where letters started
+    assert all(0 < (start[name] - fresh.state_dict()[name]).abs().max() < 0.05 for name in start)
+
+
+def test_nothing_of_less_cost_beats_what_the_front_joins():
+    points = [(1, 3.0), (1, 2.0), (2, 2.5), (3, 1.0), (2, 1.5)]
+    assert unbeaten(points, -1) == [(1, 2.0), (2, 1.5), (3, 1.0)]
+    assert unbeaten(points, 1) == [(1, 3.0)]
 
 
 def test_a_task_pays_for_its_budget_and_no_image_more(parts):

@@ -67,8 +67,8 @@ class HypernetCallback(BaseCallback):
     Args:
         target: Path of the module, such as ``"model"`` or ``"net.backbone"``; ``"."`` is the LightningModule's own forward.
         diversity: Name of a diversity loss or several; or for every name its weight, or its arguments with a ``weight``.
-        preset: A whole way of working by its name, ``"ensemble"``, ``"deep_ensemble"``, ``"manifold"`` or one of a plug-in:
-            options of this callback, which those given beside it change where they are not the default.
+        preset: A way of working: ``"ensemble"``, ``"deep_ensemble"``, ``"finetune"``, ``"manifold"``, ``"reproduce"`` or one of
+            a plug-in: options of this callback, which those given beside it change where they are not the default.
         context: Gives the condition of the networks that train on a batch, ``(context_dim,)`` or ``(samples, context_dim)``.
         conditions: Hyperparameters that networks are generated for, in place of a context of your own: for every name a
             `Condition`, or a mapping with its ``name``, its ``range``, as ``{"log_uniform": [1e-4, 1]}``, and options:

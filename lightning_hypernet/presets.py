@@ -23,5 +23,6 @@ def hypernet_register_presets(register: Callable[[str, Mapping[str, Any]], None]
     """Register the built-in presets."""
     register("ensemble", {"distribution": "rank_one", "components": 4})
     register("deep_ensemble", {"components": 10})
+    register("finetune", {"generator": "pretrained", "components": 3})
     register("reproduce", PAPER)
     register("manifold", {"components": 1, "diversity": {"variance": 0.1}})

@@ -607,6 +607,20 @@ def test_gauges_are_checked_when_they_are_chosen():
         _ = hypernet.sample(2).gauged
 
 
+def test_the_preset_for_finetuning_starts_every_component_from_the_targets_own_weights():
+    module = BoringModel()
+    before = {name: value.detach().clone() for name, value in module.layer.named_parameters()}
+    callback = HypernetCallback("layer", preset="finetune", members=2)
+    callback.setup(pl.Trainer(**QUIET, callbacks=[callback]), module, "fit")
+    hypernet = callback.hypernet
+    assert (hypernet.components, hypernet.samples) == (3, 3)
+    for component in range(3):
+        weights = hypernet.sample(4, component).weights
+        for name, value in before.items():
+            distance = (weights[name].detach() - value).norm() / value.norm() / 2
+            assert distance < 0.05, name
+
+
 def test_the_preset_that_reproduces_the_paper_fits_any_target_and_takes_its_own_widths_for_mnist():
     callback = HypernetCallback("layer", preset="reproduce", members=2)
     pl.Trainer(**QUIET, max_steps=2, limit_val_batches=0, callbacks=[callback]).fit(BoringModel())

@@ -368,3 +368,20 @@ def test_a_table_tells_what_an_ensemble_is_worth():
         ("| independent-2", "2", "1.0"),
         ("| network", "1", "1.0"),
     ]
+
+
+@pytest.mark.slow
+def test_families_are_compared_by_the_command_line():
+    command = [sys.executable, SCRIPT.with_name("manifold.py"), "digits", "--seeds", "0", "1", "--steps", "9"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in told.splitlines()]
+    assert [row["family"] for row in rows][:2] == ["independent-3", 'preset="manifold"']
+    assert all(len(row["direct"]) == len(row["interpolated"]) == 5 for row in rows[1:])
+    assert all(0 < row["accuracy"][0] < 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_by_the_command_line():
+    command = [sys.executable, SCRIPT.with_name("cost.py"), "digits", "--steps", "14", "--rounds", "1"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert told.startswith("digits: a step of one network") and told.count(",") == 3

@@ -1,0 +1,83 @@
+"""Is the manifold of networks one? Members of one family, how they differ, and the ways between them.
+
+For several generators and weights of the variance: the members and their ensemble, on how many test images they disagree, and
+the accuracy on the way between two networks, straight in weights and straight in latents. Beside them stand as many
+independent networks as the problem's `independent-3` has, at the same images.
+
+    python manifold.py mnist5k --seeds 0 1 2 --data-dir DATA
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frontier import Harness
+from frontier_methods import METHODS
+from frontier_ours import fit_quietly
+from frontier_scores import scores
+from frontier_training import MEMBERS, Trained
+from lightning_hypernet import HypernetCallback
+from lightning_hypernet.analysis import paths
+
+SETTING = {"lr": 0.01, "weight_decay": 0.05}
+OPTIONS: dict[str, Mapping[str, Any]] = {
+    'preset="manifold"': {"preset": "manifold"},
+    "variance 0.3": {"diversity": {"variance": 0.3}},
+    "variance 1": {"diversity": {"variance": 1.0}},
+    "variance 1, gauge softmax": {"diversity": {"variance": 1.0}, "gauge": "softmax"},
+    "variance 1, hidden layers": {"diversity": {"variance": 1.0}, "generator": {"hidden": [64, 64]}},
+}
+TOLD = ("member_accuracy", "accuracy", "cnll", "disagreement")
+BATCHES, PAIRS, POINTS = 4, 6, 5
+"""Batches of 500 test images, pairs of networks and points on each way."""
+
+
+def family(harness: Harness, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of one family and the mean accuracies on both ways, in percent."""
+    task = harness.task(seed, 1.0)
+    callback = HypernetCallback("model", **options)
+    fit_quietly(task, **SETTING, callbacks=[callback])
+    hypernet = callback.hypernet.eval()
+    ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())
+    images = list(islice(task.parts.test.loader(500, shuffle=False), BATCHES))
+    ways = paths(hypernet, images, PAIRS, POINTS)
+    found = {name: value for name, value in scores(Trained(ensemble.members), task.parts).items() if name in TOLD}
+    return found | {name: (100 * getattr(ways, name).mean(0)).tolist() for name in ("direct", "interpolated")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", choices=("digits", "mnist5k"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of a training, for a glance")
+    parser.add_argument("--data-dir", type=Path, default=Path())
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for logger in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    harness = Harness(options.problem, Path("unused.jsonl"), options.data_dir, options.steps)
+    three = [METHODS["independent-3"].train(task, **SETTING) for task in (harness.task(seed, 1.0) for seed in options.seeds)]
+    found = {
+        "independent-3": [scores(one, harness.task(seed, 1.0).parts) for one, seed in zip(three, options.seeds, strict=True)]
+    }
+    for name, chosen in OPTIONS.items():
+        found[name] = [family(harness, seed, chosen) for seed in options.seeds]
+    for name, runs in found.items():
+        means = {
+            key: torch.tensor([run[key] for run in runs]).mean(0) for key in (*TOLD, "direct", "interpolated") if key in runs[0]
+        }
+        print(
+            json.dumps(
+                {"family": name, **{key: [round(v, 4) for v in value.reshape(-1).tolist()] for key, value in means.items()}}
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ def trained(options: dict[str, Any] | None, seed: int, epochs: int) -> list[floa
     if options is not None and options.get("preset") == "adapter":
         fit(target, images, labels, min(BEFORE, epochs))
         target.requires_grad_(False)
-    module = target if options is None else Hypernet(copy.deepcopy(target), generator=options)
+    module = target if options is None else Hypernet(copy.deepcopy(target), generator=options, samples=8)
     fit(module, images, labels, epochs)
     with torch.no_grad():
         logits = module(x_test)[None] if options is None else module.ensemble(MEMBERS).members(x_test)

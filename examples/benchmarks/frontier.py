@@ -65,14 +65,17 @@ class Harness:
         torch.manual_seed(seed)
         return Task(problem, self._parts[1], budget, seed, self.unit)
 
-    def row(self, name: str, budget: float, seeds: Sequence[int]) -> list[Line]:
-        """The lines of a method at a budget, at the setting that is best on the validation part."""
-        method, problem = METHODS[name], PROBLEMS[self.problem]
+    def row(self, name: str, budget: float, seeds: Sequence[int], like: str | None = None) -> list[Line]:
+        """The lines of a method at a budget, at the setting that is best on the validation part, for it or for another one."""
+        judged = like or name
+        method, problem = METHODS[judged], PROBLEMS[self.problem]
         tried = range(TUNED_FROM, TUNED_FROM + (problem.tuning if self.unit is None else 1))
         settings = [{**one, "lr": float(f"{one['lr'] * problem.lr:.3g}")} for one in method.settings]
-        losses = [sum(self.run(name, budget, seed, one)["validation"] for seed in tried) for one in settings]
+        losses = [sum(self.run(judged, budget, seed, one)["validation"] for seed in tried) for one in settings]
         best = settings[losses.index(min(losses))]
-        print(f"{name} at {budget:g}: {json.dumps(best)}, of {len(losses)} settings tried with {len(tried)} seeds", flush=True)
+        print(
+            f"{judged} at {budget:g}: {json.dumps(best)}, of {len(losses)} settings tried with {len(tried)} seeds", flush=True
+        )
         return [self.run(name, budget, seed, best) for seed in seeds]
 
     def run(self, name: str, budget: float, seed: int, setting: Setting) -> Line:
@@ -138,6 +141,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "row":
             command.add_argument("method", choices=tuple(METHODS))
             command.add_argument("--budget", type=float, default=1.0, help="images, in those of one network's training")
+            command.add_argument(
+                "--like", choices=tuple(METHODS), help="take this method's best setting; into a file of its own"
+            )
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         command.add_argument("--out", type=Path, default=Path("frontier.jsonl"))
         command.add_argument("--data-dir", type=Path, default=Path())
@@ -165,7 +171,7 @@ def main() -> None:
         harness = Harness(options.problem, options.out, options.data_dir, options.steps)
         one = options.command == "row"
         for name, budget in [(options.method, options.budget)] if one else everything():
-            harness.row(name, budget, options.seeds)
+            harness.row(name, budget, options.seeds, options.like if one else None)
         print(table([line for line in harness.lines if not one or line["method"] == options.method]))
 
 

@@ -162,6 +162,16 @@ def test_settings_are_chosen_on_the_validation_part_under_seeds_of_their_own(fak
     assert faked == [(seed, quality) for quality in (0.5, 4.0, 1.0) for seed in (100, 101, 102)] + [(0, 4.0)]
 
 
+def test_a_method_may_take_the_setting_that_is_best_for_another(faked, tmp_path, monkeypatch):
+    seen = []
+    other = Method(lambda task, quality, lr: seen.append((quality, lr)) or fake(task, 1.0, lr), ({"lr": 2.0, "quality": 1.0},))
+    monkeypatch.setitem(METHODS, "other", other)
+    (line,) = Harness("digits", tmp_path / "lines.jsonl", unit=20).row("other", 1, [0], like="fake")
+    assert (line["method"], line["setting"]) == ("other", {"lr": 0.03, "quality": 4.0})
+    assert seen == [(4.0, 0.03)]
+    assert [quality for _, quality in faked] == [0.5, 4.0, 1.0]  # tried for the other
+
+
 def test_what_was_run_is_not_run_again(faked, tmp_path):
     first = Harness("digits", tmp_path / "lines.jsonl", unit=20).row("fake", 1, [0, 1])
     before = len(faked)

@@ -65,8 +65,8 @@ class Hypernet(StepSampler):
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.
-        samples: Networks drawn for each training batch; None: one of every component, two at least; eight at least where
-            there are conditions, or where the callback has a diversity loss, which compares networks.
+        samples: Networks drawn for each training batch; None: one of every component, two at least; two of every component,
+            eight at least, where there are conditions, or where the callback has a diversity loss, which compares networks.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
             ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks
@@ -139,9 +139,9 @@ class Hypernet(StepSampler):
             distribution=distribution, generator=generator, generate=generate, exclude=exclude, gauge=gauge,
             execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
-        self.samples = samples_of(counts.get("samples"), components, several=context_dim > 0)
-        self.reduce = reduce
-        self.options |= recorded({"samples": counts.get("samples"), "members": members, "reduce": reduce})
+        self.reduce, self._samples_left_open = reduce, "samples" not in counts
+        self.samples = counts.get("samples") or samples_of(components, compared=context_dim > 0)
+        self.options |= recorded({"samples": self.samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
         self.smallest = 2 if any(isinstance(module, _BatchNorm) for module in self.target.modules()) else 1
@@ -163,6 +163,16 @@ class Hypernet(StepSampler):
         self.part_calls.forget()
         self.executor.replicas.refresh()
         return super().train(mode)
+
+    def settle_samples(self, compared: bool) -> None:
+        """Draw as many networks in a step as suits them, unless a number was given, or set since.
+
+        Args:
+            compared: Whether a diversity loss compares networks.
+        """
+        if self._samples_left_open and self.samples == self.options["samples"]:
+            self.samples = samples_of(self.components, compared or self.context_dim > 0)
+            self.options["samples"] = self.samples
 
     # As a module in place of the target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -79,7 +80,7 @@ def with_preset(
     """
     if isinstance(preset, str) and preset in plugins.generators:
         raise ValueError(f"{preset!r} is a preset of generators, none of the callback: pass generator={preset!r}")
-    chosen = dict(plugins.presets.find(preset))
+    chosen = copy.deepcopy(dict(plugins.presets.find(preset)))
     own = {name: chosen.pop(name, None) for name in ("diversity", "branch")}
     plain, default = checkpoint.recorded(options), checkpoint.recorded(defaults)
     given = {name: value for name, value in options.items() if plain[name] != default.get(name)}
@@ -108,15 +109,15 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
     return noise
 
 
-def samples_of(given: int | None, components: int, several: bool) -> int:
-    """How many networks a training step draws: as many as were given, or one of every component, two at least.
+def samples_of(components: int, compared: bool) -> int:
+    """How many networks a training step draws where it is not said: one of every component, two at least.
 
     Args:
-        given: What was said; None: nothing.
         components: Of the prior.
-        several: Whether networks of a step are compared, or differ by their conditions: then eight at least.
+        compared: Whether networks of a step are compared, or differ by their conditions: then two of every component, eight
+            at least.
     """
-    return max(components, _SEVERAL if several else 2) if given is None else given
+    return max(2 * components, _SEVERAL) if compared else max(components, 2)
 
 
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
@@ -129,7 +130,7 @@ def counts_of(options: Mapping[str, Any]) -> dict[str, int]:
     problems = []
     for name, least in _COUNTS.items():
         try:
-            given = name in options and (name not in _LEFT_OPEN or options[name] is not None)
+            given = name in options and not (name in _LEFT_OPEN and options[name] is None)
             read |= {name: whole(name, options[name], least)} if given else {}
         except ValueError as error:
             problems.append(str(error))

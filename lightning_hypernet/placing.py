@@ -16,7 +16,6 @@ from torch import nn
 from lightning_hypernet.conditions import Condition, Conditions, recipe_of_conditions
 from lightning_hypernet.diversity import WeightedDiversity
 from lightning_hypernet.hypernet import Hypernet
-from lightning_hypernet.options import samples_of
 from lightning_hypernet.shards import refuse_sharded
 from lightning_hypernet.target.backends import Loop
 from lightning_hypernet.target.snapshot import Snapshot
@@ -396,5 +395,5 @@ def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity, dealt: bool)
     if diversity.losses:
         with torch.no_grad():
             diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
-        hypernet.samples = max(hypernet.samples, samples_of(hypernet.options["samples"], hypernet.components, several=True))
+    hypernet.settle_samples(compared=bool(diversity.losses))
     hypernet.diversity = diversity.to(hypernet.members.device)

@@ -12,7 +12,6 @@ PAPER: Mapping[str, Any] = {
     "prior": "uniform",
     "samples": 32,
     "generator": {"preset": "paper_mnist", "hidden": [100, 100]},
-    "gauge": "softmax",
     "diversity": {"entropy": 1e-3},
 }
 """How the paper trains its MNIST network, with generators of one width for all layers; its own are ``"paper_mnist"``."""

@@ -629,6 +629,16 @@ def test_the_preset_that_reproduces_the_paper_fits_any_target_and_takes_its_own_
     assert hypernet.generator.mean_codes is None and set(hypernet.diversity.losses) == {"entropy"}
     asked = HypernetCallback(preset="reproduce", generator="paper_mnist").hypernet_options
     assert asked["generator"] == "paper_mnist" and asked["samples"] == 32
+    assert (hypernet.options["gauge"], hypernet.options["generator"]["hidden"]) == ("auto", [100, 100])
+
+
+def test_what_a_callback_makes_of_a_preset_is_its_own():
+    callback = HypernetCallback(preset="reproduce")
+    callback.hypernet_options["generator"]["hidden"] = [7]
+    callback._diversity["entropy"] = 0.5
+    other = HypernetCallback(preset="reproduce")
+    assert other.hypernet_options["generator"]["hidden"] == [100, 100]
+    assert other._diversity == {"entropy": 1e-3}
 
 
 def test_a_preset_is_not_changed_by_defaults_in_the_form_of_yaml():

@@ -10,6 +10,7 @@ steps at the start in which a backend is chosen.
 import argparse
 import logging
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +44,7 @@ class Clock(pl.Callback):
     @property
     def seconds(self) -> list[float]:
         """Of every step that is counted."""
-        return [later - time for time, later in zip(self.times[FIRST:], self.times[FIRST + 1 :], strict=False)]
+        return [later - time for time, later in pairwise(self.times[FIRST:])]
 
 
 def steps(task: Task, callbacks: list[pl.Callback]) -> list[float]:
@@ -60,6 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, default=Path())
     options = parser.parse_args()
+    if options.steps < FIRST + 2:
+        raise SystemExit(f"the first {FIRST} steps are not counted; take {FIRST + 2} or more, not {options.steps}")
     torch.set_num_threads(1)
     for logger in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(logger).setLevel(logging.ERROR)

@@ -93,7 +93,8 @@ class Task:
     def network(self) -> nn.Module:
         """A network where training starts."""
         module = self.problem.target()
-        module.load_state_dict(self.parts.start or {}, strict=False)
+        if self.parts.start is not None:
+            module.load_state_dict(module.state_dict() | self.parts.start)
         return module.to(DEVICE).train()
 
     def batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

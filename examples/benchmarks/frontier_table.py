@@ -43,11 +43,11 @@ def grouped(lines: Sequence[Line]) -> dict[Key, list[Line]]:
 
 def mean(runs: Sequence[Line], name: str, digits: int) -> str:
     """Mean and standard error of a score, or a dash."""
-    values = [run[name] for run in runs if name in run]
-    if not values:
+    there = [run for run in runs if name in run]
+    if not there:
         return "-"
-    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{error}"
+    value, error = spread(there, name)
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if len(there) > 1 else "")
 
 
 def curve_of(groups: dict[Key, list[Line]], problem: str, unit: int) -> list[float]:
@@ -91,7 +91,7 @@ def table(lines: Sequence[Line]) -> str:
             told = [mean(runs, name, digits) for name, (_, digits) in COLUMNS.items()]
             settings = {", ".join(f"{word} {value:g}" for word, value in run["setting"].items()) for run in runs}
             size = f"{runs[0]['members']}"
-            cells = [method, f"{budget:g}", f"{np.median([run['relative_seconds'] for run in runs]):.2f}", f"{len(runs)}", size]
+            cells = [method, f"{budget:g}", f"{median(runs, 'relative_seconds'):.2f}", f"{len(runs)}", size]
             cells += [*told, equivalent(runs, curve), f"{'; '.join(sorted(settings))}; of {runs[0]['tried']}"]
             text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)

@@ -21,7 +21,7 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
     pl.seed_everything(seed)
     example = torch.zeros(2, 1, 28, 28)
     if what == "paper":
-        options = {"preset": "reproduce", "generator": "paper_mnist"}
+        options = {"preset": "reproduce", "generator": "paper_mnist", "gauge": "softmax"}
         module = Classifier(mnist(), "adam", 3e-4, steps or 11_000, 0.99998)
     else:
         options = {"components": 5}

@@ -33,7 +33,11 @@ def arguments(parser: Any) -> None:
         "--presets", type=str, default="own",
         help="Presets of generators to size: own, which leaves out the paper's, all, none, or names with commas between.",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, help="Networks that a training step draws; two, where it is not said.")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="Networks that a training step draws; without it two: diversity losses compare more.",
+    )
     parser.add_argument("--batch", type=int, help="Examples of the step that is timed to choose a backend; twice the samples.")
     parser.add_argument("--backend", type=bool, default=True, help="Whether a step is timed to choose a backend.")
 

@@ -22,6 +22,7 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours_deep_ensemble": {"preset": "deep_ensemble"},
     "ours_two": {"components": 2},
     "ours_three": {"components": 3},
+    "ours_shared_spread": {"preset": "ensemble", "diversity": {"variance": 0.1}},
     "ours_spread": {"components": 2, "diversity": {"variance": 0.1}},
     "ours_pretrained": {"generator": "pretrained"},
     "ours_pretrained_three": {"generator": "pretrained", "components": 3},

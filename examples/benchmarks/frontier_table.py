@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -131,7 +132,8 @@ def plot(lines: Sequence[Line], path: Path) -> None:
             ax.set_xticks([], minor=True)
             ax.set(xlabel=TOLD[cost], ylabel=TOLD[score], title=f"{of[0]}, {of[1]:,} steps a network")
         row[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    figure.savefig(path, dpi=120)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frontier"}):
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def median(runs: Sequence[Line], name: str) -> float:

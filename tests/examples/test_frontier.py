@@ -395,3 +395,10 @@ def test_a_step_is_timed_by_the_command_line():
     command = [sys.executable, SCRIPT.with_name("cost.py"), "digits", "--steps", "14", "--rounds", "1"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert told.startswith("digits: a step of one network") and told.count(",") == 3
+
+
+@pytest.mark.slow
+def test_ways_to_draw_networks_are_compared_by_the_command_line():
+    command = [sys.executable, SCRIPT.with_name("rates.py"), "--seeds", "0", "--draws", "4", "--steps", "3"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(told) == 6 and told[0].startswith("1 component(s), components evenly, z independent: 1.00")

@@ -8,7 +8,6 @@ steps at the start in which a backend is chosen.
 """
 
 import argparse
-import logging
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +15,8 @@ from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from frontier_ours import fit_quietly
+from frontier_ours import fit_quietly, quiet
 from frontier_problems import PROBLEMS, Task
 from lightning_hypernet import HypernetCallback
 from timing import processor_seconds
@@ -63,9 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps < FIRST + 2:
         raise SystemExit(f"the first {FIRST} steps are not counted; take {FIRST + 2} or more, not {options.steps}")
-    torch.set_num_threads(1)
-    for logger in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     for name in options.problems:
         problem = PROBLEMS[name]
         parts = problem.split(options.data_dir, 0)

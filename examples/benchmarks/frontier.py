@@ -13,7 +13,6 @@ whose training is interleaved. Every run is a line of JSON; what is there alread
 
 import argparse
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from frontier_methods import METHODS, Method, Setting
-from frontier_ours import fit_quietly
+from frontier_ours import fit_quietly, quiet
 from frontier_problems import PROBLEMS, Parts, Task
 from frontier_scores import choice, scores
 from frontier_table import plot, table
@@ -158,9 +157,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
-    torch.set_num_threads(1)
-    for logger in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     if options.command == "table":
         print(table(read(options.file)))
     elif options.command == "plot":

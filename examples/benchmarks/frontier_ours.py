@@ -1,5 +1,6 @@
 """Ours in the frontier: the callback as it is, in a trainer that says nothing, on the module that has one network otherwise."""
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours_shared_spread": {"preset": "ensemble", "diversity": {"variance": 0.1}},
     "ours_spread": {"components": 2, "diversity": {"variance": 0.1}},
     "ours_pretrained": {"generator": "pretrained"},
-    "ours_pretrained_three": {"generator": "pretrained", "components": 3},
+    "ours_pretrained_three": {"preset": "finetune"},
     "ours_adapter": {"generator": "adapter", "components": 3},
     "ours_near": {"distribution": {"name": "rank_one", "start": "near_one"}, "components": 4},
 }
@@ -59,6 +60,13 @@ class Classifier(pl.LightningModule):
         optimizer, steps = adam(self.parameters(), self.lr, self.weight_decay), self.task.steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: standard(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def quiet() -> None:
+    """One core, and no word from the trainer."""
+    torch.set_num_threads(1)
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def fit_quietly(task: Task, lr: float, weight_decay: float, callbacks: list[pl.Callback]) -> Classifier:

@@ -9,17 +9,15 @@ The paper leaves it open. The data, the target, the optimizer and the schedule a
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from frontier import TUNED_FROM, Harness
-from frontier_ours import hypernetwork
+from frontier_ours import hypernetwork, quiet
 from frontier_scores import choice, scores
 
 GAUGES = ("none", "scale", "softmax", "permutation")
@@ -56,9 +54,7 @@ def main() -> None:
     parser.add_argument("--gauges", nargs="+", choices=GAUGES, default=list(GAUGES))
     parser.add_argument("--steps", type=int, help="of a training, for a glance")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    for logger in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     harness = Harness(options.problem, Path("unused.jsonl"), options.data_dir, options.steps)
     title = f"{options.problem}, seeds {options.seeds}, ± a standard error"
     table = Table("loss", "gauge", "weight", *SHOWN.values(), title=title)

@@ -9,7 +9,6 @@ independent networks as the problem's `independent-3` has, at the same images.
 
 import argparse
 import json
-import logging
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from frontier import Harness
 from frontier_methods import METHODS
-from frontier_ours import fit_quietly
+from frontier_ours import fit_quietly, quiet
 from frontier_scores import scores
 from frontier_training import MEMBERS, Trained
 from lightning_hypernet import HypernetCallback
@@ -51,6 +50,12 @@ def family(harness: Harness, seed: int, options: Mapping[str, Any]) -> dict[str,
     return found | {name: (100 * getattr(ways, name).mean(0)).tolist() for name in ("direct", "interpolated")}
 
 
+def apart(harness: Harness, seed: int) -> dict[str, Any]:
+    """The scores of three networks that know nothing of each other."""
+    task = harness.task(seed, 1.0)
+    return scores(METHODS["independent-3"].train(task, **SETTING), task.parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=("digits", "mnist5k"))
@@ -58,14 +63,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a training, for a glance")
     parser.add_argument("--data-dir", type=Path, default=Path())
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    for logger in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     harness = Harness(options.problem, Path("unused.jsonl"), options.data_dir, options.steps)
-    three = [METHODS["independent-3"].train(task, **SETTING) for task in (harness.task(seed, 1.0) for seed in options.seeds)]
-    found = {
-        "independent-3": [scores(one, harness.task(seed, 1.0).parts) for one, seed in zip(three, options.seeds, strict=True)]
-    }
+    found = {"independent-3": [apart(harness, seed) for seed in options.seeds]}
     for name, chosen in OPTIONS.items():
         found[name] = [family(harness, seed, chosen) for seed in options.seeds]
     for name, runs in found.items():

@@ -10,7 +10,6 @@ same, so that their ratio shows what chance does.
 """
 
 import argparse
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frontier import Harness
-from frontier_ours import fit_quietly
+from frontier_ours import fit_quietly, quiet
 from lightning_hypernet import Hypernet, HypernetCallback, Latents
 
 NETWORKS, LR = 12, 0.01
@@ -66,9 +65,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--steps", type=int, default=100, help="of the training")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    for logger in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    quiet()
     for components in (1, 3):
         found: dict[str, list[float]] = {name: [] for name in WAYS}
         for seed in options.seeds:

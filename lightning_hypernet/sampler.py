@@ -19,7 +19,7 @@ from lightning_hypernet.generator import (
     Prior,
     Setting,
     WeightDistribution,
-    sized,
+    settled,
 )
 from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
@@ -126,7 +126,7 @@ class Sampler(StandIn):
             raise ValueError(f"distribution={distribution!r} takes its noise from z: leave the prior at 'normal'")
         if not make.configured and asdict(config) != asdict(config_of(None, found)):
             raise ValueError(f"distribution={distribution!r} is not made of a generator's parts: leave out generator=")
-        config = sized(config, self.banks, latent_dim, components)
+        config = settled(config, self.banks, latent_dim, components, answers=bool(context_dim) or encoder is not None)
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target
         scales = None if config.start == "paper" else own_scales(initial)

@@ -241,7 +241,7 @@ def transferred(folder: Path, seed: int) -> Parts:
 PROBLEMS = {
     one.name: one
     for one in (
-        Problem("digits", mlp, digits, steps=600, lr=3e-2, tuning=3),
+        Problem("digits", mlp, digits, steps=600, lr=3e-2, tuning=8),
         Problem("finetune", small, transferred, steps=300, lr=3e-3, tuning=2),
         Problem("mnist5k", small, stored("mnist", 5_000, 2_000, shift=2), steps=1_000, lr=1e-2),
         Problem("mnist", small, stored("mnist", 55_000, 5_000, shift=2), steps=4_500, lr=1e-2),

@@ -23,7 +23,7 @@ from lightning_hypernet.generator.latents import (
 from lightning_hypernet.generator.noisy import NoisyGenerator
 from lightning_hypernet.generator.rank_one import RankOne
 from lightning_hypernet.generator.reweighted import PriorFit, ReweightedPrior
-from lightning_hypernet.generator.sizes import sized
+from lightning_hypernet.generator.sizes import settled
 from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.markers import hookimpl
 
@@ -53,7 +53,7 @@ __all__ = [
     "UniformPrior",
     "WeightDistribution",
     "WeightGenerator",
-    "sized",
+    "settled",
 ]
 
 

@@ -16,7 +16,7 @@ class GeneratorConfig:
     """What a generator is made of. Every field is plain, so that YAML and the command line reach it.
 
     Args:
-        code_size: Numbers in the code of a filter; None: what the target's size allows, see `sizes.sized`.
+        code_size: Numbers in the code of a filter; None: what the target's size allows, see `sizes.settled`.
         hidden: Widths of the hidden layers of the weight generators: one list for all banks, or one for each bank; None: what
             the target's size allows.
         shared: Whether the filters of all banks go through the same hidden layers, and only the last layer is each bank's own;
@@ -30,7 +30,8 @@ class GeneratorConfig:
         gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
             mean weights that are fresh themselves hold the rest of the variance.
         pace: How much faster than by itself an optimizer such as Adam moves what is generated beside mean weights: the last
-            layers hold numbers so many times smaller, and what they give is multiplied.
+            layers hold numbers so many times smaller, and what they give is multiplied. None: 4 where networks answer to
+            conditions or to an encoder; 1 elsewhere, which a learning rate that is high for the plain target bears as well.
         activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         slope: Negative slope of the leaky ReLU.
         norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
@@ -71,7 +72,7 @@ class GeneratorConfig:
     start: Literal["mean_weights", "mean_code", "pretrained", "adapter", "paper"] = "mean_weights"
     spread: float = 1.0
     gain: float = 0.3
-    pace: float = 4.0
+    pace: float | None = None
     activation: str = "leaky_relu"
     slope: float = 0.05
     norm: Literal["batch", "layer", "none"] = "batch"
@@ -89,7 +90,7 @@ class GeneratorConfig:
             "extractor_hidden": wholes,
             "spread": partial(real, least=0),
             "gain": partial(real, least=0),
-            "pace": partial(real, least=0, above=True),
+            "pace": _or_none(partial(real, least=0, above=True)),
             "slope": real,
             "norm_eps": partial(real, least=0),
             "norm_momentum": partial(real, least=0, most=1),

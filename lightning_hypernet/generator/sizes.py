@@ -1,4 +1,4 @@
-"""Sizes: how large the built-in generator is, and how large it may be."""
+"""Sizes: how large the built-in generator is and may be, and what else follows from what it is for."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _LADDER = (
 )
 """Numbers in a code and widths of hidden layers, from the largest down."""
 _ADAPTER_RANK = 8
+_ANSWERING_PACE = 4.0
 
 
 def sides(numbers: int) -> tuple[int, int]:
@@ -31,8 +32,10 @@ def sides(numbers: int) -> tuple[int, int]:
     return rows, -(-numbers // rows)
 
 
-def sized(config: GeneratorConfig, banks: FilterBanks, latent_dim: int, components: int) -> GeneratorConfig:
-    """A configuration in which every size is a number: what it leaves open is the largest that the target allows.
+def settled(
+    config: GeneratorConfig, banks: FilterBanks, latent_dim: int, components: int, answers: bool = False
+) -> GeneratorConfig:
+    """A configuration that leaves nothing open: its sizes are the largest that the target allows, its pace what it is for.
 
     Beside the mean weights of the components a generator holds at most a quarter of the target's weights for each of them and
     10,000 numbers; without mean weights a quarter and 5,000 in all; as an adapter twice the numbers of adapters of rank 8 on
@@ -43,7 +46,10 @@ def sized(config: GeneratorConfig, banks: FilterBanks, latent_dim: int, componen
         banks: The filter banks of the target.
         latent_dim: Numbers in z.
         components: Number of components.
+        answers: Whether networks answer to conditions, or to an encoder.
     """
+    if config.pace is None:
+        config = replace(config, pace=_ANSWERING_PACE if answers else 1.0)
     layers = [bank for bank in banks if bank.layer] or list(banks)
     allowed = {
         "mean_weights": components * banks.weights // 4 + 10_000,

@@ -64,6 +64,7 @@ class WeightGenerator(nn.Module):
                 self.head.weight *= config.gain
             self.register_buffer("means", initial.clone())
         elif anchored:
+            assert config.pace is not None
             with torch.no_grad():
                 self.head.weight /= config.pace
             self.gain *= config.pace

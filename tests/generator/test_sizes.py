@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_hypernet import GeneratorConfig, Hypernet
-from lightning_hypernet.generator.sizes import numbers, sides, sized
+from lightning_hypernet.generator.sizes import numbers, settled, sides
 from tests.generator.test_generator import lenet, mnist_target, parameters
 
 SMALL = {
@@ -44,17 +44,17 @@ def test_a_generator_is_as_small_as_promised(name, components):
 def test_sizes_are_counted_as_they_are(preset, fields):
     hypernet = Hypernet(mnist_target(), latent_dim=13, generator={"preset": preset, **fields})
     config = GeneratorConfig(**hypernet.options["generator"])
-    config = sized(config, hypernet.banks, 13, 1)
+    config = settled(config, hypernet.banks, 13, 1)
     own = hypernet.banks.weights if config.start == "mean_weights" else 0
     assert numbers(config, hypernet.banks, 13, 1) == parameters(hypernet.generator) - own
 
 
 def test_what_is_given_is_kept_and_the_rest_follows_the_target():
     banks = Hypernet(mnist_target()).banks
-    assert sized(GeneratorConfig(code_size=3), banks, 64, 1).codes == 3
-    assert sized(GeneratorConfig(hidden=(5,)), banks, 64, 1).hidden == (5,)
+    assert settled(GeneratorConfig(code_size=3), banks, 64, 1).codes == 3
+    assert settled(GeneratorConfig(hidden=(5,)), banks, 64, 1).hidden == (5,)
     wide = Hypernet(nn.Linear(64, 999)).banks
-    assert sized(GeneratorConfig.compact(), wide, 64, 1).codes < sized(GeneratorConfig(), wide, 64, 4).codes
+    assert settled(GeneratorConfig.compact(), wide, 64, 1).codes < settled(GeneratorConfig(), wide, 64, 4).codes
 
 
 @pytest.mark.parametrize("numbers_in_z", [1, 2, 7, 16, 50, 64])
@@ -86,7 +86,7 @@ def test_an_adapter_serves_a_frozen_target():
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     weights = hypernet.eval().sample(3).weights
-    rank = sized(GeneratorConfig.adapter(), hypernet.banks, 64, 1).codes
+    rank = settled(GeneratorConfig.adapter(), hypernet.banks, 64, 1).codes
     for name in ("0.weight", "2.weight"):
         for changed in weights[name].detach().double() - before[name].double():
             values = torch.linalg.svdvals(changed)
@@ -102,3 +102,22 @@ def test_an_adapter_starts_near_its_target_and_trains_only_the_change():
     torch.testing.assert_close(hypernet.eval()(x), expected)
     assert parameters(hypernet) < 2 * 8 * (30 + 40 + 40 + 50)
     assert not any(name.endswith("means") for name, _ in hypernet.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "pace"),
+    [
+        ({}, 1),
+        ({"components": 3}, 1),
+        ({"context_dim": 2}, 4),
+        ({"encoder": {"name": "deep_sets", "inputs": 3}}, 4),
+        ({"generator": {"pace": 2.5}}, 2.5),
+    ],
+)
+def test_what_is_generated_moves_faster_where_networks_answer_to_something(options, pace):
+    """The numbers of the last layer are smaller by the pace, so that an optimizer's step moves what they give by more."""
+    torch.manual_seed(0)
+    generate = Hypernet(SMALL["mlp"](), **options).generator.weight_generators[0]
+    assert generate.gain == pytest.approx(0.3 * pace)
+    plain = nn.init.normal_(torch.empty(4096), std=generate.head.in_features**-0.5)
+    assert (generate.head.weight.detach() * pace).std().item() == pytest.approx(plain.std().item(), rel=0.2)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from frontier_ours import OURS, hypernetwork, mean_field
+from frontier_ours import OURS, hypernetwork, variational
 from frontier_problems import Task
 from frontier_shared import batch_ensemble, dropout, late_phase, simplex
 from frontier_training import Trained, fit, together
@@ -21,6 +21,9 @@ USUAL: tuple[Setting, ...] = (
     {"lr": 2.0, "weight_decay": 0.05},
 )
 """What is tried, unless a method has a number of its own that matters more than the weight decay."""
+
+SMALL: tuple[Setting, ...] = tuple({"lr": lr, "weight_decay": 0.0} for lr in (0.01, 0.033, 0.1, 0.33))
+"""What is tried where all weights are generated, which takes a lower rate."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ METHODS: dict[str, Method] = {
     "batchensemble": Method(batch_ensemble, settings("members", 4, 10)),
     "late_phase": Method(late_phase),
     "simplex": Method(simplex, settings("corners", 2, 3)),
-    "mean_field": Method(mean_field, settings("kl", 0.1, 1.0), in_trainer=True),
-    **{name: Method(partial(hypernetwork, **options), in_trainer=True) for name, options in OURS.items()},
+    **{
+        name: Method(partial(variational, distribution=name), settings("kl", 0.1, 1.0), in_trainer=True)
+        for name in ("mean_field", "mnf")
+    },
+    **{
+        name: Method(partial(hypernetwork, **options), SMALL if name == "ours_reproduce" else USUAL, in_trainer=True)
+        for name, options in OURS.items()
+    },
 }

@@ -28,6 +28,7 @@ OURS: dict[str, Mapping[str, Any]] = {
     "ours_pretrained": {"generator": "pretrained"},
     "ours_pretrained_three": {"preset": "finetune"},
     "ours_adapter": {"generator": "adapter", "components": 3},
+    "ours_reproduce": {"preset": "reproduce"},
     "ours_near": {"distribution": {"name": "rank_one", "start": "near_one"}, "components": 4},
 }
 """Options of `HypernetCallback`, by the name of the method; the target and what is not told is as it is by default."""
@@ -91,7 +92,7 @@ def hypernetwork(task: Task, lr: float, weight_decay: float, **options: Any) -> 
     return Trained(ensemble.members, hypernet.ensemble(AVERAGED, component=0).average(task.calm()).eval())
 
 
-def mean_field(task: Task, lr: float, kl: float, weight_decay: float = 0.0) -> Trained:
-    """A Gaussian for every weight, its divergence from a prior in the loss after a third of the steps, tempered."""
+def variational(task: Task, lr: float, kl: float, distribution: str) -> Trained:
+    """A density for the weights, its divergence from a prior in the loss after a third of the steps, tempered."""
     divergence = {"kl": {"weight": kl, "warmup": max(1, task.steps // 3)}}
-    return hypernetwork(task, lr, weight_decay, distribution="mean_field", diversity=divergence, gauge="none")
+    return hypernetwork(task, lr, 0.0, distribution=distribution, diversity=divergence, gauge="none")

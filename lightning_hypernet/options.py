@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from lightning_hypernet import checkpoint
-from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, NormalPrior, Prior
+from lightning_hypernet.generator import DistributionPrior, GeneratorConfig, NormalPrior, Prior, WeightDistribution
 from lightning_hypernet.generator.reweighted import ReweightedPrior
 from lightning_hypernet.plugins import Plugins
 from lightning_hypernet.registry import check_options, made
@@ -161,12 +161,25 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> G
     distribution = options.get("distribution", "generator")
     make, given = plugins.distributions.chosen(distribution)
     check_options("weight distribution", distribution, make, None, **given)
+    check_parts(distribution, make, config, plugins)
     plugins.extractors.chosen(config.extractor)
     with torch.random.fork_rng(devices=[]):
         prior_of(options.get("prior", "normal"), counts.get("latent_dim", _LATENT_DIM), counts.get("components", 1), plugins)
     gauge_of(options.get("gauge", "auto"), plugins)
     plugins.backend(shortest(options.get("execution", "auto")))
     return config
+
+
+def check_parts(distribution: Named, make: type[WeightDistribution], config: GeneratorConfig, plugins: Plugins) -> None:
+    """See that a generator's parts are left as they are where a distribution is not made of them.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not make.configured and asdict(config) != asdict(config_of(None, plugins)):
+        raise ValueError(
+            f"distribution={distribution!r} is not made of a generator's parts: leave out generator=, or the preset that sets it"
+        )
 
 
 def shortest(choice: Any) -> Any:

@@ -25,6 +25,7 @@ from lightning_hypernet.generator.distribution import generated
 from lightning_hypernet.generator.latents import as_numbers
 from lightning_hypernet.options import (
     Named,
+    check_parts,
     config_of,
     encoder_of,
     example_arguments,
@@ -124,8 +125,7 @@ class Sampler(StandIn):
         self.prior = prior_of(prior, latent_dim, components, found)
         if noise is not None and not isinstance(self.prior, NormalPrior):
             raise ValueError(f"distribution={distribution!r} takes its noise from z: leave the prior at 'normal'")
-        if not make.configured and asdict(config) != asdict(config_of(None, found)):
-            raise ValueError(f"distribution={distribution!r} is not made of a generator's parts: leave out generator=")
+        check_parts(distribution, make, config, found)
         config = settled(config, self.banks, latent_dim, components, answers=bool(context_dim) or encoder is not None)
         self.executor = Executor(target, self.banks.aliases, backend, execution, batch_dim)
         self.target = self.executor.target

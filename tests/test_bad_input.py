@@ -411,6 +411,13 @@ CALLBACK = [
     row("sample", lambda: callback(sample=4), "sample", near("samples")),
     row("diversty", lambda: callback(diversty="entropy"), "diversty", near("diversity")),
     row("targt", lambda: callback(targt="model"), "targt", near("target")),
+    row(
+        "finetune, rank_one",
+        lambda: HypernetCallback(preset="finetune", distribution="rank_one"),
+        "distribution",
+        "'rank_one'",
+        "generator=, or the preset",
+    ),
     row("target=none", lambda: callback(target=None), "target", "None", "path"),
     row("target=3", lambda: callback(target=3), "target", "3", "path"),
     row("target=''", lambda: callback(target=""), "target", "''", r"'\.'|path"),

@@ -178,7 +178,7 @@ def check_parts(distribution: Named, make: type[WeightDistribution], config: Gen
     """
     if not make.configured and asdict(config) != asdict(config_of(None, plugins)):
         raise ValueError(
-            f"distribution={distribution!r} is not made of a generator's parts: leave out generator=, or the preset that sets it"
+            f"distribution={distribution!r} has none of a generator's parts: leave out generator=, or the preset that sets it"
         )
 
 

@@ -1,0 +1,82 @@
+"""How many networks a training step draws, where it is said and where it is not."""
+
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.demos.boring_classes import BoringModel
+from torch import nn
+
+from lightning_hypernet import Hypernet, HypernetCallback
+from tests.test_callback import QUIET
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({}, 2), ({"components": 3}, 3), ({"context_dim": 2}, 8), ({"samples": 1}, 1), ({"samples": None}, 2),
+        ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3),
+        ({"diversity": "entropy", "components": 9}, 18),
+    ],
+)  # fmt: skip
+def test_a_step_draws_one_network_of_every_component_and_more_where_they_are_compared(options, samples):
+    given = {"members": 2, "latent_dim": 4, "execution": "loop", **options}
+    asked = {"context": lambda batch: torch.zeros(2)} if "context_dim" in options else {}
+    callback = HypernetCallback("layer", **asked, **given)
+    module = BoringModel()
+    callback.setup(pl.Trainer(**QUIET, callbacks=[callback]), module, "fit")
+    assert callback.hypernet.samples == samples
+    other = HypernetCallback("layer", **asked, **given)  # one that says as much takes it over as it is
+    other.setup(pl.Trainer(**QUIET, callbacks=[other]), module, "fit")
+    assert other.hypernet is callback.hypernet and other.hypernet.samples == samples
+
+
+def take_over(module, **options):
+    """The Hypernet of a module as a callback sets it up."""
+    callback = HypernetCallback("layer", members=2, latent_dim=4, execution="loop", **options)
+    callback.setup(pl.Trainer(**QUIET, callbacks=[callback]), module, "fit")
+    return callback.hypernet
+
+
+def test_another_diversity_draws_as_many_networks_as_it_needs_unless_a_number_was_given_or_set():
+    module = BoringModel()
+    hypernet = take_over(module)
+    assert take_over(module, samples=2) is hypernet and hypernet.samples == 2  # what is drawn there already
+    for diversity, samples in (("variance", 8), (None, 2), ("entropy", 8)):
+        assert take_over(module, diversity=diversity) is hypernet
+        assert (hypernet.samples, hypernet.options["samples"]) == (samples, samples)
+    assert take_over(module, diversity="entropy", samples=8) is hypernet
+    with pytest.raises(ValueError, match="a Hypernet already, with samples=8, not 3"):
+        take_over(module, diversity="entropy", samples=3)
+    hypernet.samples = 5
+    assert take_over(module).samples == 5
+    given = take_over(BoringModel(), samples=3, diversity="entropy")
+    assert given.samples == 3
+
+
+def test_a_checkpoint_tells_how_many_networks_a_step_drew(tmp_path):
+    def trained(epochs, checkpoint=None, **options):
+        callback = HypernetCallback("layer", members=2, latent_dim=4, execution="loop", **options)
+        short = {"max_epochs": epochs, "limit_train_batches": 1, "limit_val_batches": 0}
+        trainer = pl.Trainer(**QUIET, **short, callbacks=[callback])
+        trainer.fit(BoringModel(), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "at.ckpt")
+        return callback.hypernet
+
+    assert trained(1, diversity="variance").samples == 8
+    loaded = Hypernet.from_checkpoint(tmp_path / "at.ckpt", nn.Linear(32, 2), name="layer")
+    assert loaded.samples == 8
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert trained(2, tmp_path / "at.ckpt", diversity="variance", samples=8).samples == 8
+    assert not [one for one in told if "samples" in str(one.message)]
+    with pytest.warns(UserWarning, match="the checkpoint was written with samples=8, not 2"):
+        trained(3, tmp_path / "at.ckpt", samples=2, diversity="variance")
+
+
+def test_variance_sees_two_networks_of_every_component_of_a_preset():
+    hypernet = take_over(BoringModel(), preset="deep_ensemble", diversity="variance")
+    assert (hypernet.components, hypernet.samples) == (10, 20)
+    counts = hypernet.train().training_population().latents.component.bincount()
+    assert counts.tolist() == [2] * 10

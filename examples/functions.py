@@ -109,6 +109,7 @@ def trained(steps: int, latent_dim: int, hidden: list[int], lr: float, batch: in
         "code_size": 32,
         "norm": "none",
         "activation": "silu",
+        "pace": 4.0,  # as with an encoder of the Hypernet's own
     }
     hypernet = Hypernet(target, latent_dim=latent_dim, generator=shape, gauge="none", execution="vmap")
     encoder, grid = Encoder(latent_dim, functions(2000, source).float()), GRID.float()

@@ -143,7 +143,7 @@ def check_options_of_hypernet(options: Mapping[str, Any], plugins: Plugins) -> G
     """See, without a target, that what is chosen by name is there, and that numbers are in range.
 
     Returns:
-        What the generator is made of, sizes that follow from the target left open.
+        What the generator is made of; what follows from the target and from its purpose left open.
 
     Raises:
         TypeError: If an option is of another kind.
@@ -178,7 +178,8 @@ def check_parts(distribution: Named, make: type[WeightDistribution], config: Gen
     """
     if not make.configured and asdict(config) != asdict(config_of(None, plugins)):
         raise ValueError(
-            f"distribution={distribution!r} has none of a generator's parts: leave out generator=, or the preset that sets it"
+            f"distribution={distribution!r} has none of a generator's parts: leave out generator=, or the preset that sets one "
+            "of the two"
         )
 
 

@@ -41,6 +41,7 @@ class WeightGenerator(nn.Module):
 
     center: Tensor
     scale: Tensor
+    gain: Tensor
 
     def __init__(
         self, bank: FilterBank, initial: Tensor, inputs: int, widths: Sequence[int], components: int, config: GeneratorConfig
@@ -55,19 +56,19 @@ class WeightGenerator(nn.Module):
             center, scale = torch.zeros_like(center), torch.ones_like(scale)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        self.gain = config.gain if anchored else 1.0
+        gain = config.gain if anchored else 1.0
         self.filters, self.sizes = bank.filters, [slot.size for slot in bank.slots]
         self.means: Tensor | None
         if config.start == "adapter":
-            self.gain = 1.0  # what is trained acts at full size, and starts small
+            gain = 1.0  # what is trained acts at full size, and starts small
             with torch.no_grad():
                 self.head.weight *= config.gain
             self.register_buffer("means", initial.clone())
         elif anchored:
-            assert config.pace is not None
+            pace = 1.0 if config.pace is None else config.pace
             with torch.no_grad():
-                self.head.weight /= config.pace
-            self.gain *= config.pace
+                self.head.weight /= pace
+            gain *= pace
             means = initial.repeat(components, 1, 1)
             if config.start != "pretrained":
                 rest = math.sqrt(max(0.0, 1 - config.gain**2))  # what is generated brings the other part of the variance
@@ -78,6 +79,7 @@ class WeightGenerator(nn.Module):
             self.means = nn.Parameter(means)
         else:
             self.means = None
+        self.register_buffer("gain", torch.tensor(gain).to(initial))  # a file's own, however it came about
 
     @torch.no_grad()
     def keep_mean(self, codes: Tensor, component: int, mean: Tensor) -> None:

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from lightning_hypernet import GeneratorConfig, Hypernet
+from lightning_hypernet.generator import sizes
 from lightning_hypernet.generator.sizes import numbers, settled, sides
+from lightning_hypernet.hub import from_pretrained, save_pretrained
 from tests.generator.test_generator import lenet, mnist_target, parameters
 
 SMALL = {
@@ -118,6 +120,17 @@ def test_what_is_generated_moves_faster_where_networks_answer_to_something(optio
     """The numbers of the last layer are smaller by the pace, so that an optimizer's step moves what they give by more."""
     torch.manual_seed(0)
     generate = Hypernet(SMALL["mlp"](), **options).generator.weight_generators[0]
-    assert generate.gain == pytest.approx(0.3 * pace)
+    assert generate.gain.item() == pytest.approx(0.3 * pace)
     plain = nn.init.normal_(torch.empty(4096), std=generate.head.in_features**-0.5)
     assert (generate.head.weight.detach() * pace).std().item() == pytest.approx(plain.std().item(), rel=0.2)
+
+
+def test_a_file_keeps_the_size_of_what_is_generated_whatever_is_the_rule_by_then(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    hypernet = Hypernet(SMALL["mlp"](), context_dim=1, execution="loop").eval()
+    save_pretrained(hypernet, tmp_path)
+    monkeypatch.setattr(sizes, "_ANSWERING_PACE", 2.0)
+    loaded = from_pretrained(tmp_path, target=SMALL["mlp"]()).eval()
+    drawn = hypernet.sample(3, context=torch.randn(1))
+    one, other = drawn.weights, loaded.decode(drawn.latents).weights
+    assert all(torch.equal(one[name], other[name]) for name in one)

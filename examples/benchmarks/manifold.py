@@ -40,7 +40,7 @@ BATCHES, PAIRS, POINTS = 4, 6, 5
 def family(harness: Harness, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of one family and the mean accuracies on both ways, in percent."""
     task = harness.task(seed, 1.0)
-    callback = HypernetCallback("model", **options)
+    callback = HypernetCallback("model", **{**options, "generator": {"pace": 4.0, **options.get("generator", {})}})
     fit_quietly(task, **SETTING, callbacks=[callback])
     hypernet = callback.hypernet.eval()
     ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())

@@ -70,7 +70,8 @@ def main() -> None:
         found: dict[str, list[float]] = {name: [] for name in WAYS}
         for seed in options.seeds:
             task = Harness("digits", Path("unused.jsonl"), unit=options.steps).task(seed, 1.0)
-            callback = HypernetCallback("model", components=components, samples=NETWORKS, diversity={"variance": 0.1})
+            chosen = {"samples": NETWORKS, "diversity": {"variance": 0.1}, "generator": {"pace": 4.0}}
+            callback = HypernetCallback("model", components=components, **chosen)
             fit_quietly(task, LR, 0.05, [callback])
             hypernet, batch = callback.hypernet.train(), task.calm(1)[0]
             for name, way in WAYS.items():

@@ -60,7 +60,9 @@ def data(seed: int) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
 def trained(train: TensorDataset, steps: int, weight: float, seed: int) -> Hypernet:
     """A Hypernet whose networks are as diverse as a weight of the diversity loss makes them."""
     torch.manual_seed(seed)
-    callback = HypernetCallback("model", diversity={"variance": weight}, prior="uniform", latent_dim=16, samples=8)
+    callback = HypernetCallback(
+        "model", diversity={"variance": weight}, prior="uniform", latent_dim=16, samples=8, generator={"pace": 4.0}
+    )  # z is searched, so that it has to tell
     trainer = pl.Trainer(
         max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

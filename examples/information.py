@@ -35,6 +35,8 @@ def trained(images: Tensor, labels: Tensor, steps: int, seed: int, diversity: fl
     """A Hypernet of a perceptron with three layers, with a weight of the variance loss."""
     torch.manual_seed(seed)
     target = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10))
+    if "distribution" not in options:
+        options["generator"] = {"pace": 4.0}  # z has to tell
     hypernet = Hypernet(target, example_inputs=images[:2], samples=8, **options)
     variance, optimizer = Variance(), torch.optim.Adam(hypernet.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

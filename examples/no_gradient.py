@@ -153,7 +153,8 @@ def train(module: Classifier, data: TensorDataset, epochs: int, seed: int) -> Hy
     """Train, and give the Hypernet in training mode."""
     pl.seed_everything(seed, verbose=False)
     module.model.reset_parameters()
-    callback = HypernetCallback(distribution={"name": "noisy", "sigma": 1.0}, samples=SAMPLES, latent_dim=8)
+    noisy = {"name": "noisy", "sigma": 1.0}
+    callback = HypernetCallback(distribution=noisy, samples=SAMPLES, latent_dim=8, generator={"pace": 4.0})
     trainer = pl.Trainer(
         max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

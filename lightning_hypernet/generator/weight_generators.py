@@ -79,7 +79,7 @@ class WeightGenerator(nn.Module):
             self.means = nn.Parameter(means)
         else:
             self.means = None
-        self.register_buffer("gain", torch.tensor(gain).to(initial))  # a file's own, however it came about
+        self.register_buffer("gain", initial.new_tensor(gain))  # a file's own, however it came about
 
     @torch.no_grad()
     def keep_mean(self, codes: Tensor, component: int, mean: Tensor) -> None:

@@ -125,6 +125,10 @@ def test_what_is_generated_moves_faster_where_networks_answer_to_something(optio
     assert (generate.head.weight.detach() * pace).std().item() == pytest.approx(plain.std().item(), rel=0.2)
 
 
+def test_the_size_of_what_is_generated_is_as_exact_as_the_target():
+    assert Hypernet(SMALL["mlp"]().double()).generator.weight_generators[0].gain.item() == 0.3
+
+
 def test_a_file_keeps_the_size_of_what_is_generated_whatever_is_the_rule_by_then(tmp_path, monkeypatch):
     torch.manual_seed(0)
     hypernet = Hypernet(SMALL["mlp"](), context_dim=1, execution="loop").eval()

@@ -25,6 +25,7 @@ from lightning_hypernet import Hypernet
 from lightning_hypernet.cli import main
 from lightning_hypernet.cli.commands import COMMANDS, TRAINING
 from lightning_hypernet.cli.problems import sentence
+from lightning_hypernet.hub import save_pretrained
 from lightning_hypernet.plugins import Plugins
 
 pytest.importorskip("jsonargparse")
@@ -244,6 +245,30 @@ def test_a_saved_ensemble_is_sampled_without_more_than_it_holds(capsys, tmp_path
     assert "leave out --seed" in call(capsys, "sample", tmp_path / "saved", "--seed", 1, "--out", tmp_path / "seed", code=2)
 
 
+@pytest.mark.parametrize(
+    "command", ["evaluate --json", "sample --seed 3 -n 2 --out", pytest.param("report --out", marks=pytest.mark.slow)]
+)
+def test_a_saved_hypernet_stands_for_its_checkpoint(capsys, trained, tmp_path, command):
+    saved = save_pretrained(Hypernet.from_checkpoint(trained.checkpoint, network()), tmp_path / "saved")
+    name, *options = command.split()
+    told, written = [], []
+    for index, source in enumerate((trained.checkpoint, saved)):
+        out = [tmp_path / str(index)] if options[-1] == "--out" else []
+        told.append(call(capsys, name, source, *options, *out, "--config", trained.config))
+        written.append([load_file(path) for path in sorted(tmp_path.glob(f"{index}/*.safetensors"))])
+    assert told[0] == told[1] or out
+    assert len(written[0]) == (2 if name == "sample" else 0)
+    for one, other in zip(*written, strict=True):
+        assert one and all(torch.equal(one[key], other[key]) for key in one)
+    assert name != "report" or "of two networks, gauge-fixed" in out[0].read_text()
+
+
+def test_a_folder_without_a_recipe_asks_for_what_builds_its_target(capsys, tmp_path):
+    saved = save_pretrained(Hypernet(nn.Linear(4, 3)), tmp_path / "saved")
+    told = call(capsys, "evaluate", saved, "--data", f"{HERE}:Data", code=2)
+    assert told.endswith("pass target=..., a module built like it; here by --model, or the YAML file of fit by --config")
+
+
 def test_evaluate_measures_what_the_metrics_do(capsys, trained):
     figures = json.loads(call(capsys, "evaluate", trained.checkpoint, "--config", trained.config, "--json"))
     hypernet = Hypernet.from_checkpoint(trained.checkpoint, network())
@@ -333,7 +358,12 @@ def test_report_writes_a_page_on_the_checkpoint(capsys, trained, tmp_path):
         (["inspect", f"{HERE}:CONFIG"], "gives a str, and a model is a module of torch"),
         (["inspect", f"{HERE}:network", "--input", "big"], "--input must be the size of one example, as 3x32x32, not 'big'"),
         (["sample", "nowhere.ckpt", "--out", "x"], "there is no file or folder nowhere.ckpt"),
-        (["evaluate", "tests", "--data", f"{HERE}:Data"], "tests is no folder that save() wrote"),
+        (["evaluate", "tests", "--data", f"{HERE}:Data"], "is no folder that save_pretrained or save() wrote"),
+        (["evalute"], "did you mean 'evaluate'?"),
+        (["evaluate", "x", "--splitt", "val"], "evaluate has no option --splitt; did you mean '--split'?"),
+        (["evaluate", "x", "--nothing"], "evaluate has no option --nothing; lightning-hypernet evaluate --help lists"),
+        (["inspect", "sklaern.svm:SVC"], "to import sklaern.svm:SVC from; did you mean 'sklearn'?"),
+        (["inspect", "torch.nnn.Linear"], "did you mean 'torch.nn'?"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_sentence(capsys, arguments, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ COMMANDS = {
     "report": Command("reporting", "Write one HTML page on what the hypernetwork and its networks are."),
     "plugins": Command("listing", "List what is registered: losses, priors, gauges and so on, and which package brought it."),
 }
+
+
+def options_of(name: str) -> list[str]:
+    """The options of a command that does not train, as ``--split``."""
+    import jsonargparse
+
+    one = jsonargparse.ArgumentParser(exit_on_error=False)
+    COMMANDS[name].arguments(one)
+    return re.findall(r"--\w+", one.format_help())
 
 
 def add_commands(action: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
-from lightning_hypernet.cli.problems import plain_warnings, sentence
+from lightning_hypernet.cli.problems import CommandError, plain_warnings, sentence
+from lightning_hypernet.values import guess
 
 PROGRAM = "lightning-hypernet"
 WRONG, STOPPED = 2, 130
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    from lightning_hypernet.cli.commands import COMMANDS, TRAINING, parser
+    from lightning_hypernet.cli.commands import COMMANDS, TRAINING, options_of, parser
 
     asked = next((one for one in arguments if not one.startswith("-")), None)
     completes = "_ARGCOMPLETE" in os.environ
@@ -56,5 +58,12 @@ def _run(arguments: list[str]) -> None:
 
         train(PROGRAM, arguments, completes)
         return
-    options = parser(PROGRAM).parse_args(arguments)
+    try:
+        options = parser(PROGRAM).parse_args(arguments)
+    except Exception as error:
+        odd = re.search(r"unrecognized arguments: (--\w+)", str(error))
+        if not odd or asked not in COMMANDS:
+            raise
+        near = guess(odd[1], options_of(asked)) or f"; lightning-hypernet {asked} --help lists what there is"
+        raise CommandError(f"{asked} has no option {odd[1]}{near}") from error
     COMMANDS[options.subcommand].run(options[options.subcommand])

@@ -65,6 +65,8 @@ def _remedy(text: str) -> str:
     """What to add to a sentence of jsonargparse: the nearest name to one that is unknown, or what is to be given."""
     if re.search(r"arguments are required: (fit|validate|test|predict)\.", text):
         return "; name the YAML file of the training by --config"
+    if asked := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", text):
+        return guess(asked[1], re.findall(r"'([^']*)'", asked[2]))
     if option := re.search(r"does not accept option '([^'.]*)\.?([^']*)'", text):
         head, rest = option[1], option[2]
         heads = difflib.get_close_matches(head, ("trainer", "model", "data", "optimizer", "lr_scheduler", "seed_everything"), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,16 +16,19 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_hypernet.archive import ArchiveError, read_checkpoint
 from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.ensemble import Ensemble
+from lightning_hypernet.hub import from_pretrained
 from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.values import guess
 
 _BATCH = 256
+_KEPT = ("hypernet.json", "ensemble.json")
+"""What one of the folders has that hold a Hypernet or an ensemble."""
 SPLITS = ("train", "val", "test")
 
 
 def add_source(parser: Any) -> None:
     """Give a parser the arguments that name a checkpoint or a folder, and how its target is built."""
-    parser.add_argument("source", metavar="CHECKPOINT", help="A checkpoint of Lightning, or a folder that save() wrote.")
+    parser.add_argument("source", metavar="CHECKPOINT", help="A checkpoint of Lightning, or a folder of save_pretrained.")
     parser.add_argument(
         "--config", type=str, metavar="YAML",
         help="The YAML file of fit, from which the model and the data are built; it imports what it names.",
@@ -72,14 +76,22 @@ def imported(path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
+        near = guess(error.name, _beside(error.name))
         raise CommandError(
-            f"there is no module {error.name!r} to import {path} from: run the command where it lies, or install it"
+            f"there is no module {error.name!r} to import {path} from{near or ': run the command where it lies, or install it'}"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise CommandError(f"{module} holds no {part!r}{guess(part, vars(found))}")
         found = getattr(found, part)
     return found
+
+
+def _beside(module: str) -> list[str]:
+    """The modules that can be imported from where one that is not there would be."""
+    parent = module.rpartition(".")[0]
+    inner = getattr(sys.modules.get(parent), "__path__", []) if parent else None
+    return [f"{parent}.{one.name}" if parent else one.name for one in pkgutil.iter_modules(inner)]
 
 
 def model_of(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -152,24 +164,26 @@ class Source:
             return Hypernet.from_checkpoint(self.path, built, name=name, trust=self.options.trust)
         named = self.options.model is not None or self.module is not None
         target = self._target()[0] if named else None
-        if not (self.path / "ensemble.json").is_file():
-            raise CommandError(self._no_ensemble())
+        if not any((self.path / file).is_file() for file in _KEPT):
+            raise CommandError(self._nothing_kept())
         try:
-            return Ensemble.load(self.path, target, trust=self.options.trust).eval()
-        except ArchiveError as error:
-            if not hasattr(target, "training_step"):
+            return from_pretrained(self.path, target=target, trust=self.options.trust)
+        except ValueError as error:
+            if "target=" in str(error):  # what builds it is told by options here
+                raise CommandError(f"{error}; here by --model, or the YAML file of fit by --config") from error
+            if not isinstance(error, ArchiveError) or target is None or not hasattr(target, "training_step"):
                 raise
-            parts = " or ".join(f"--target {name}" for name, _ in target.named_children()) if target is not None else ""
+            parts = " or ".join(f"--target {name}" for name, _ in target.named_children())
             raise CommandError(f"{error}; if it is of a part of {type(target).__name__}, name that by {parts}") from error
 
-    def _no_ensemble(self) -> str:
-        """What to say of a folder that holds no ensemble."""
+    def _nothing_kept(self) -> str:
+        """What to say of a folder that holds neither a Hypernet nor an ensemble."""
         if (self.path / "members.json").is_file():
             return (
                 f"{self.path} holds plain networks that sample wrote, for use without a hypernetwork as its README.md says: "
                 "name what they were drawn from, which members.json tells"
             )
-        return f"{self.path} is no folder that save() wrote: there is no ensemble.json in it"
+        return f"{self.path} is no folder that save_pretrained or save() wrote: there is no {' or '.join(_KEPT)} in it"
 
     def _target(self) -> tuple[nn.Module, str | None]:
         """The target, and what its callback calls it."""

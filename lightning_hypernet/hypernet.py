@@ -20,7 +20,7 @@ from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
-from lightning_hypernet.options import config_of, counts_of, samples_of
+from lightning_hypernet.options import SEVERAL, config_of, counts_of, samples_of
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
@@ -65,8 +65,8 @@ class Hypernet(StepSampler):
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.
-        samples: Networks drawn for each training batch; None: one of every component, two at least; two of every component,
-            eight at least, where there are conditions, or where the callback has a diversity loss, which compares networks.
+        samples: Networks drawn for each training batch; None: one of every component, two at least; two of every component
+            where there are conditions, eight at least, or where the callback has a diversity loss, as many as that compares.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
             ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks
@@ -140,7 +140,7 @@ class Hypernet(StepSampler):
             execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
         self.reduce, self._samples_left_open = reduce, "samples" not in counts
-        self.samples = counts.get("samples") or samples_of(components, compared=context_dim > 0)
+        self.samples = counts.get("samples") or samples_of(components, SEVERAL if context_dim else 0)
         self.options |= recorded({"samples": self.samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
@@ -164,14 +164,14 @@ class Hypernet(StepSampler):
         self.executor.replicas.refresh()
         return super().train(mode)
 
-    def settle_samples(self, compared: bool) -> None:
+    def settle_samples(self, compared: int) -> None:
         """Draw as many networks in a step as suits them, unless a number was given, or set since.
 
         Args:
-            compared: Whether a diversity loss compares networks.
+            compared: How many networks diversity losses compare; 0: there are none.
         """
         if self._samples_left_open and self.samples == self.options["samples"]:
-            self.samples = samples_of(self.components, compared or self.context_dim > 0)
+            self.samples = samples_of(self.components, max(compared, SEVERAL if self.context_dim else 0))
             self.options["samples"] = self.samples
 
     # As a module in place of the target

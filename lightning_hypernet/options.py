@@ -28,8 +28,8 @@ from lightning_hypernet.values import number, texts, unknown, whole
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _LATENT_DIM = 64
-_SEVERAL = 8
-"""Networks of a step where they are compared, unless it is said."""
+SEVERAL = 8
+"""Networks of a step where they differ by their conditions, at least, unless it is said."""
 _LEFT_OPEN = ("latent_dim", "samples")
 """Counts that may be None: what suits the rest."""
 _COUNTS = {"latent_dim": 1, "context_dim": 0, "components": 1, "samples": 1, "members": 1}
@@ -109,15 +109,14 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
     return noise
 
 
-def samples_of(components: int, compared: bool) -> int:
+def samples_of(components: int, compared: int = 0) -> int:
     """How many networks a training step draws where it is not said: one of every component, two at least.
 
     Args:
         components: Of the prior.
-        compared: Whether networks of a step are compared, or differ by their conditions: then two of every component, eight
-            at least.
+        compared: How many networks of a step are compared at least, if they are: then two of every component.
     """
-    return max(2 * components, _SEVERAL) if compared else max(components, 2)
+    return max(2 * components, compared) if compared else max(components, 2)
 
 
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:

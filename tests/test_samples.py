@@ -17,7 +17,9 @@ from tests.test_callback import QUIET
     [
         ({}, 2), ({"components": 3}, 3), ({"context_dim": 2}, 8), ({"samples": 1}, 1), ({"samples": None}, 2),
         ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3),
-        ({"diversity": "entropy", "components": 9}, 18),
+        ({"diversity": "entropy", "components": 9}, 18), ({"diversity": "variance"}, 2), ({"preset": "manifold"}, 2),
+        ({"diversity": "variance", "components": 3}, 6), ({"diversity": "variance", "context_dim": 2}, 8),
+        ({"diversity": {"variance": 0.1, "entropy": 0.1}}, 8),
     ],
 )  # fmt: skip
 def test_a_step_draws_one_network_of_every_component_and_more_where_they_are_compared(options, samples):
@@ -43,7 +45,7 @@ def test_another_diversity_draws_as_many_networks_as_it_needs_unless_a_number_wa
     module = BoringModel()
     hypernet = take_over(module)
     assert take_over(module, samples=2) is hypernet and hypernet.samples == 2  # what is drawn there already
-    for diversity, samples in (("variance", 8), (None, 2), ("entropy", 8)):
+    for diversity, samples in (("entropy", 8), (None, 2), ("variance", 2), ("entropy", 8)):
         assert take_over(module, diversity=diversity) is hypernet
         assert (hypernet.samples, hypernet.options["samples"]) == (samples, samples)
     assert take_over(module, diversity="entropy", samples=8) is hypernet
@@ -64,15 +66,15 @@ def test_a_checkpoint_tells_how_many_networks_a_step_drew(tmp_path):
         trainer.save_checkpoint(tmp_path / "at.ckpt")
         return callback.hypernet
 
-    assert trained(1, diversity="variance").samples == 8
+    assert trained(1, diversity="entropy").samples == 8
     loaded = Hypernet.from_checkpoint(tmp_path / "at.ckpt", nn.Linear(32, 2), name="layer")
     assert loaded.samples == 8
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert trained(2, tmp_path / "at.ckpt", diversity="variance", samples=8).samples == 8
+        assert trained(2, tmp_path / "at.ckpt", diversity="entropy", samples=8).samples == 8
     assert not [one for one in told if "samples" in str(one.message)]
     with pytest.warns(UserWarning, match="the checkpoint was written with samples=8, not 2"):
-        trained(3, tmp_path / "at.ckpt", samples=2, diversity="variance")
+        trained(3, tmp_path / "at.ckpt", samples=2, diversity="entropy")
 
 
 def test_variance_sees_two_networks_of_every_component_of_a_preset():

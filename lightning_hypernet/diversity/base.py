@@ -18,10 +18,12 @@ class DiversityLoss(nn.Module, ABC):
 
     It may own parameters: they join the optimizer. `default_weight` is what it is multiplied with where the user names it
     without a weight. `reads_outputs` says whether it reads what networks return, or may; one that reads nothing but latents and
-    weights says False, and goes with ``backward="two_pass"``. `parts` holds what is logged beside the value, by name.
+    weights says False, and goes with ``backward="two_pass"``. `networks` says how many of them a step draws at least where the
+    user sets no number; two of every component are drawn anyway. `parts` holds what is logged beside the value, by name.
     """
 
     default_weight: ClassVar[float] = 1e-3
+    networks: ClassVar[int] = 8
     reads_outputs: bool = True
     parts: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -87,6 +89,11 @@ class WeightedDiversity(nn.Module):
         """Let every loss see how many training examples there are."""
         for loss in self._all():
             loss.see_data(examples)
+
+    @property
+    def networks(self) -> int:
+        """How many networks the losses compare at least; 0: there are none."""
+        return max((getattr(loss, "networks", DiversityLoss.networks) for loss in self.losses.values()), default=0)
 
     def _all(self) -> list[DiversityLoss]:
         return [loss for loss in self.losses.values() if isinstance(loss, DiversityLoss)]

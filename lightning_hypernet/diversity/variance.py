@@ -17,6 +17,7 @@ class Variance(DiversityLoss):
     """
 
     default_weight = 1e-2
+    networks = 2
     reads_outputs = False
 
     def forward(self, population: Population) -> Tensor:

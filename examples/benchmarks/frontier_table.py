@@ -78,6 +78,14 @@ def equivalent(runs: Sequence[Line], curve: Sequence[float]) -> str:
     return f"> {len(curve)}" if math.isinf(worth) else f"{worth:.1f}"
 
 
+def beside(runs: Sequence[Line], network: Sequence[Line]) -> str:
+    """How far the calibrated likelihood lies from one network's of the same images, seed by seed; a dash if there is none."""
+    theirs = {run["seed"]: run["cnll"] for run in network}
+    pairs = [{"difference": run["cnll"] - theirs[run["seed"]]} for run in runs if run["seed"] in theirs]
+    value, error = spread(pairs, "difference") if len(pairs) > 1 else (math.nan, 0.0)
+    return "-" if runs is network or math.isnan(value) else f"{value:+.4f} ± {error:.4f}"
+
+
 def table(lines: Sequence[Line]) -> str:
     """A table in Markdown for every problem, means over seeds with their standard errors."""
     groups, text = grouped(lines), []
@@ -85,15 +93,18 @@ def table(lines: Sequence[Line]) -> str:
         own = {key: runs for key, runs in groups.items() if (key[0], key[3]) == (problem, unit)}
         first = next(iter(own.values()))[0]
         text.append(f"\n{problem}, {unit} steps a network; AUROC against {first['other']}\n")
-        heads = ["method", "images", "seconds", "seeds", "members", *(head for head, _ in COLUMNS.values()), "worth", "setting"]
+        heads = ["method", "images", "seconds", "seeds", "members", *(head for head, _ in COLUMNS.values())]
+        heads += ["beside network", "worth", "setting"]
         text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         curve = curve_of(groups, problem, unit)
         for (_, method, budget, _), runs in own.items():
+            network = own.get((problem, "network", budget, unit), [])
             told = [mean(runs, name, digits) for name, (_, digits) in COLUMNS.items()]
             settings = {", ".join(f"{word} {value:g}" for word, value in run["setting"].items()) for run in runs}
             size = f"{runs[0]['members']}"
             cells = [method, f"{budget:g}", f"{median(runs, 'relative_seconds'):.2f}", f"{len(runs)}", size]
-            cells += [*told, equivalent(runs, curve), f"{'; '.join(sorted(settings))}; of {runs[0]['tried']}"]
+            cells += [*told, beside(runs, network), equivalent(runs, curve)]
+            cells += [f"{'; '.join(sorted(settings))}; of {runs[0]['tried']}"]
             text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
 

@@ -360,6 +360,21 @@ def test_gauges_are_compared_by_the_command_line():
     assert "variance" in told.rpartition("member %")[2]
 
 
+def test_a_table_compares_with_one_network_seed_by_seed():
+    shared = {"problem": "digits", "unit": 9, "setting": {"lr": 1.0}, "tried": 4, "relative_seconds": 1.0, "accuracy": 90.0}
+    shared |= {"members": 2, "other": "noise"}
+    values = {("network", 1.0): (0.4, 0.2, 0.3), ("half", 1.0): (0.3, 0.3, 0.5), ("half", 2.0): (0.1, 0.1, 0.1)}
+    lines = [
+        shared | {"method": method, "budget": budget, "seed": seed, "cnll": value}
+        for (method, budget), one in values.items()
+        for seed, value in enumerate(one)
+    ]
+    rows = [line.split(" | ") for line in table(lines[:-1]).splitlines() if line.startswith("| ")][1:]
+    differences = np.array([-0.1, 0.1, 0.2])
+    told = f"{differences.mean():+.4f} ± {differences.std(ddof=1) / 3**0.5:.4f}"
+    assert [row[-3] for row in rows] == ["-", told, "-"]
+
+
 def test_a_table_tells_what_an_ensemble_is_worth():
     shared = {"problem": "digits", "unit": 9, "seed": 0, "setting": {"lr": 1.0}, "tried": 4, "relative_seconds": 1.0}
     shared |= {"accuracy": 90.0, "members": 2, "other": "noise"}

@@ -18,7 +18,7 @@ from ensembles import KINDS
 from lightning_hypernet.metrics.disagreement import mutual_information
 
 POOL, START, QUERIES, EVERY = 1000, 20, 20, 5
-OPTIONS = {"noisy_kfac": {"lr": 5e-2}, "ours": {"lr": 1e-2, "samples": 8}, "ours_manifold": {"lr": 1e-2}}
+OPTIONS = {"noisy_kfac": {"lr": 5e-2}, "ours": {"lr": 1e-2, "samples": 8}, "ours_manifold": {"lr": 1e-2, "samples": 8}}
 """Faster than in `digits`, since trainings are short."""
 COLOURS = ("C0", "C1", "C2", "C3", "C4")
 

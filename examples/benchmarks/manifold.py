@@ -26,13 +26,15 @@ from lightning_hypernet.analysis import paths
 
 SETTING = {"lr": 0.01, "weight_decay": 0.05}
 OPTIONS: dict[str, Mapping[str, Any]] = {
-    'preset="manifold"': {"preset": "manifold"},
+    "variance 0.1": {"diversity": {"variance": 0.1}},
     "variance 0.3": {"diversity": {"variance": 0.3}},
     "variance 1": {"diversity": {"variance": 1.0}},
     "variance 1, gauge softmax": {"diversity": {"variance": 1.0}, "gauge": "softmax"},
     "variance 1, hidden layers": {"diversity": {"variance": 1.0}, "generator": {"hidden": [64, 64]}},
 }
 TOLD = ("member_accuracy", "accuracy", "cnll", "disagreement")
+NETWORKS = 8
+"""Of a step."""
 BATCHES, PAIRS, POINTS = 4, 6, 5
 """Batches of 500 test images, pairs of networks and points on each way."""
 
@@ -40,7 +42,8 @@ BATCHES, PAIRS, POINTS = 4, 6, 5
 def family(harness: Harness, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of one family and the mean accuracies on both ways, in percent."""
     task = harness.task(seed, 1.0)
-    callback = HypernetCallback("model", **{**options, "generator": {"pace": 4.0, **options.get("generator", {})}})
+    generator = {"pace": 4.0, **options.get("generator", {})}
+    callback = HypernetCallback("model", samples=NETWORKS, **{**options, "generator": generator})
     fit_quietly(task, **SETTING, callbacks=[callback])
     hypernet = callback.hypernet.eval()
     ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())

@@ -401,7 +401,7 @@ def test_families_are_compared_by_the_command_line():
     command = [sys.executable, SCRIPT.with_name("manifold.py"), "digits", "--seeds", "0", "1", "--steps", "9"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in told.splitlines()]
-    assert [row["family"] for row in rows][:2] == ["independent-3", 'preset="manifold"']
+    assert [row["family"] for row in rows][:2] == ["independent-3", "variance 0.1"]
     assert all(len(row["direct"]) == len(row["interpolated"]) == 5 for row in rows[1:])
     assert all(0 < row["accuracy"][0] < 100 for row in rows)
 

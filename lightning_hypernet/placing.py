@@ -395,5 +395,5 @@ def set_diversity(hypernet: Hypernet, diversity: WeightedDiversity, dealt: bool)
     if diversity.losses:
         with torch.no_grad():
             diversity.prepare(hypernet.decode(hypernet.members.latents[:2]))
-    hypernet.settle_samples(diversity.networks)
+    hypernet.settle_samples(diversity.least_networks)
     hypernet.diversity = diversity.to(hypernet.members.device)

@@ -171,9 +171,9 @@ def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def guess(name: Any, names: Iterable[Any]) -> str:
-    """A question for the nearest of some names, to be put behind one that is unknown; empty if none is near."""
-    near = difflib.get_close_matches(str(name), [one for one in names if isinstance(one, str)], 1)
+def guess(name: Any, names: Iterable[Any], likeness: float = 0.6) -> str:
+    """A question for the nearest of some names, to be put behind one that is unknown; empty if none is near enough."""
+    near = difflib.get_close_matches(str(name), [one for one in names if isinstance(one, str)], 1, likeness)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

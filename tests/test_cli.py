@@ -241,7 +241,7 @@ def test_a_saved_ensemble_is_sampled_without_more_than_it_holds(capsys, tmp_path
         state = load_file(tmp_path / "two" / f"member_{index:02}.safetensors")
         assert torch.equal(state["weight"], ensemble.weights.tensors()["weight"][index])
     told = call(capsys, "sample", tmp_path / "saved", "-n", 4, "--out", tmp_path / "four", code=2)
-    assert told == "the ensemble holds 3 networks, not 4: more come of a checkpoint alone"
+    assert told == "the ensemble holds 3 networks, not 4: more come of a Hypernet alone"
     assert "leave out --seed" in call(capsys, "sample", tmp_path / "saved", "--seed", 1, "--out", tmp_path / "seed", code=2)
 
 
@@ -263,10 +263,23 @@ def test_a_saved_hypernet_stands_for_its_checkpoint(capsys, trained, tmp_path, c
     assert name != "report" or "of two networks, gauge-fixed" in out[0].read_text()
 
 
+def test_a_folder_of_a_part_names_it_and_a_recipe_is_not_imported(capsys, trained, tmp_path):
+    saved = save_pretrained(Hypernet.from_checkpoint(trained.checkpoint, network()), tmp_path / "saved")
+    named = ["evaluate", saved, "--model", f"{HERE}:Classifier", "--data", f"{HERE}:Data"]
+    assert "4 members" in call(capsys, *named, "--target", "model")
+    assert call(capsys, *named, code=2).endswith("; if it is of a part of Classifier, name that by --target model")
+    (saved / "hypernet.safetensors").write_bytes(b"cut")
+    assert "--target" not in call(capsys, *named, code=2)
+    recipe = {"class_path": "nobodys.module.Network", "init_args": {}}
+    other = save_pretrained(Hypernet(nn.Linear(4, 3)), tmp_path / "other", recipe=recipe)
+    told = call(capsys, "evaluate", other, "--data", f"{HERE}:Data", code=2)
+    assert told.endswith("; here by --model, the YAML file of fit by --config, or --trust")
+
+
 def test_a_folder_without_a_recipe_asks_for_what_builds_its_target(capsys, tmp_path):
     saved = save_pretrained(Hypernet(nn.Linear(4, 3)), tmp_path / "saved")
     told = call(capsys, "evaluate", saved, "--data", f"{HERE}:Data", code=2)
-    assert told.endswith("pass target=..., a module built like it; here by --model, or the YAML file of fit by --config")
+    assert told.endswith("pass target=..., a module built like it; here by --model, the YAML file of fit by --config")
 
 
 def test_evaluate_measures_what_the_metrics_do(capsys, trained):
@@ -361,8 +374,10 @@ def test_report_writes_a_page_on_the_checkpoint(capsys, trained, tmp_path):
         (["evaluate", "tests", "--data", f"{HERE}:Data"], "is no folder that save_pretrained or save() wrote"),
         (["evalute"], "did you mean 'evaluate'?"),
         (["evaluate", "x", "--splitt", "val"], "evaluate has no option --splitt; did you mean '--split'?"),
+        (["evaluate", "x", "y", "--init-arg", "{}"], "evaluate has no option --init-arg; did you mean '--init_args'?"),
         (["evaluate", "x", "--nothing"], "evaluate has no option --nothing; lightning-hypernet evaluate --help lists"),
-        (["inspect", "sklaern.svm:SVC"], "to import sklaern.svm:SVC from; did you mean 'sklearn'?"),
+        (["inspect", "sklaern.svm:SVC"], "or install it; did you mean 'sklearn'?"),
+        (["inspect", "trane:Net"], "run the command where it lies, or install it"),
         (["inspect", "torch.nnn.Linear"], "did you mean 'torch.nn'?"),
     ],
 )

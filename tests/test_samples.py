@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.demos.boring_classes import BoringModel
 from torch import nn
 
-from lightning_hypernet import Hypernet, HypernetCallback
+from lightning_hypernet import DiversityLoss, Hypernet, HypernetCallback, hookimpl
 from tests.test_callback import QUIET
 
 
@@ -75,6 +75,27 @@ def test_a_checkpoint_tells_how_many_networks_a_step_drew(tmp_path):
     assert not [one for one in told if "samples" in str(one.message)]
     with pytest.warns(UserWarning, match="the checkpoint was written with samples=8, not 2"):
         trained(3, tmp_path / "at.ckpt", samples=2, diversity="entropy")
+
+
+class Spread(DiversityLoss):
+    least_networks = 3
+
+    def forward(self, population):
+        return -population.gauged.var(0).mean()
+
+
+@pytest.mark.parametrize(("components", "samples"), [(1, 3), (3, 6)])
+def test_a_loss_of_a_plugin_says_how_many_networks_it_compares(monkeypatch, components, samples):
+    assert take_over(BoringModel(), components=components, diversity={"spread": 1.0}, plugins=[Plugin()]).samples == samples
+    monkeypatch.setattr(Spread, "least_networks", "some")
+    with pytest.raises(ValueError, match="least_networks of 'spread' must be a whole number"):
+        take_over(BoringModel(), diversity={"spread": 1.0}, plugins=[Plugin()])
+
+
+class Plugin:
+    @hookimpl
+    def hypernet_register_diversity(self, register):
+        register("spread", Spread)
 
 
 def test_variance_sees_two_networks_of_every_component_of_a_preset():

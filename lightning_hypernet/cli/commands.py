@@ -74,7 +74,7 @@ def options_of(name: str) -> list[str]:
 
     one = jsonargparse.ArgumentParser(exit_on_error=False)
     COMMANDS[name].arguments(one)
-    return re.findall(r"--\w+", one.format_help())
+    return re.findall(r"--[\w.-]+", one.format_help())
 
 
 def add_commands(action: Any) -> None:

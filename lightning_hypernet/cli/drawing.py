@@ -76,7 +76,7 @@ def drawn(network: Hypernet | Ensemble, source: Source, options: Any) -> Ensembl
                 "an ensemble holds networks that were drawn already: leave out --seed, --component and --context"
             )
         if count is not None and count > len(network):
-            raise CommandError(f"the ensemble holds {len(network)} networks, not {count}: more come of a checkpoint alone")
+            raise CommandError(f"the ensemble holds {len(network)} networks, not {count}: more come of a Hypernet alone")
         return network[: len(network) if count is None else count]
     if options.members:
         everyone = networks_of(network, source)

@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> None:
     try:
         options = parser(PROGRAM).parse_args(arguments)
     except Exception as error:
-        odd = re.search(r"unrecognized arguments: (--\w+)", str(error))
+        odd = re.search(r"unrecognized arguments:.*?(--[\w.-]+)", str(error))
         if not odd or asked not in COMMANDS:
             raise
         near = guess(odd[1], options_of(asked)) or f"; lightning-hypernet {asked} --help lists what there is"

@@ -29,7 +29,7 @@ def run(options: Any) -> None:
     with stage("loading"):
         network = source.network()
     if isinstance(network, Ensemble):
-        raise CommandError(f"{source.path} holds an ensemble, and a report is on a hypernetwork: name its checkpoint")
+        raise CommandError(f"{source.path} holds an ensemble, and a report is on a hypernetwork: name its checkpoint or folder")
     training, loader = source.any_loader("train"), source.loader(options.split)
     if training is not None:
         network.remember(training, most=_EXAMPLES)

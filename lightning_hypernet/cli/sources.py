@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_hypernet.archive import ArchiveError, read_checkpoint
+from lightning_hypernet import bundle, folder
+from lightning_hypernet.archive import read_checkpoint
 from lightning_hypernet.cli.problems import CommandError
 from lightning_hypernet.ensemble import Ensemble
 from lightning_hypernet.hub import from_pretrained
@@ -21,8 +22,8 @@ from lightning_hypernet.hypernet import Hypernet
 from lightning_hypernet.values import guess
 
 _BATCH = 256
-_KEPT = ("hypernet.json", "ensemble.json")
-"""What one of the folders has that hold a Hypernet or an ensemble."""
+_KEPT = (bundle.PAIR.recipe, folder.PAIR.recipe)
+"""What a folder has that holds a Hypernet or an ensemble."""
 SPLITS = ("train", "val", "test")
 
 
@@ -76,9 +77,9 @@ def imported(path: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        near = guess(error.name, _beside(error.name))
+        near = guess(error.name, _beside(error.name), likeness=0.8)
         raise CommandError(
-            f"there is no module {error.name!r} to import {path} from{near or ': run the command where it lies, or install it'}"
+            f"there is no module {error.name!r} to import {path} from: run the command where it lies, or install it{near}"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -170,8 +171,9 @@ class Source:
             return from_pretrained(self.path, target=target, trust=self.options.trust)
         except ValueError as error:
             if "target=" in str(error):  # what builds it is told by options here
-                raise CommandError(f"{error}; here by --model, or the YAML file of fit by --config") from error
-            if not isinstance(error, ArchiveError) or target is None or not hasattr(target, "training_step"):
+                trusted = ", or --trust" if "trust=" in str(error) else ""
+                raise CommandError(f"{error}; here by --model, the YAML file of fit by --config{trusted}") from error
+            if target is None or not hasattr(target, "training_step") or type(target).__name__ not in str(error):
                 raise
             parts = " or ".join(f"--target {name}" for name, _ in target.named_children())
             raise CommandError(f"{error}; if it is of a part of {type(target).__name__}, name that by {parts}") from error

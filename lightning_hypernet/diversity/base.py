@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_hypernet.generator import WeightDistribution
 from lightning_hypernet.population import Population, check_population
+from lightning_hypernet.values import whole
 
 
 class DiversityLoss(nn.Module, ABC):
@@ -18,12 +19,13 @@ class DiversityLoss(nn.Module, ABC):
 
     It may own parameters: they join the optimizer. `default_weight` is what it is multiplied with where the user names it
     without a weight. `reads_outputs` says whether it reads what networks return, or may; one that reads nothing but latents and
-    weights says False, and goes with ``backward="two_pass"``. `networks` says how many of them a step draws at least where the
-    user sets no number; two of every component are drawn anyway. `parts` holds what is logged beside the value, by name.
+    weights says False, and goes with ``backward="two_pass"``. `least_networks` says how many of them a step draws at least
+    where the user sets no number; two of every component are drawn anyway. `parts` holds what is logged beside the value, by
+    name.
     """
 
     default_weight: ClassVar[float] = 1e-3
-    networks: ClassVar[int] = 8
+    least_networks: ClassVar[int] = 8
     reads_outputs: bool = True
     parts: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -91,9 +93,14 @@ class WeightedDiversity(nn.Module):
             loss.see_data(examples)
 
     @property
-    def networks(self) -> int:
-        """How many networks the losses compare at least; 0: there are none."""
-        return max((getattr(loss, "networks", DiversityLoss.networks) for loss in self.losses.values()), default=0)
+    def least_networks(self) -> int:
+        """How many networks the losses compare at least; 0: there are none.
+
+        Raises:
+            ValueError: If a loss says another thing than a whole number.
+        """
+        pairs = zip(self.losses, self._all(), strict=True)
+        return max((whole(f"least_networks of {name!r}", loss.least_networks) for name, loss in pairs), default=0)
 
     def _all(self) -> list[DiversityLoss]:
         return [loss for loss in self.losses.values() if isinstance(loss, DiversityLoss)]

@@ -12,12 +12,14 @@ from lightning_hypernet.population import Population
 class Variance(DiversityLoss):
     """Minus the mean log standard deviation of the gauge-fixed weights within a component, in nats a coordinate.
 
+    Of normal weights it is right in the mean over draws, however few networks are drawn.
+
     Components differ from one another whatever a loss does, so the variance between them would hide that one of them has
     shrunk to a single network. Hence a population must hold two networks of some component: ``samples`` > ``components``.
     """
 
     default_weight = 1e-2
-    networks = 2
+    least_networks = 2
     reads_outputs = False
 
     def forward(self, population: Population) -> Tensor:
@@ -36,4 +38,7 @@ class Variance(DiversityLoss):
         counts = population.latents.component.bincount(minlength=population.n_components).clamp(min=1)
         means = sums / counts[:, None]
         variance = (vectors - means[population.latents.component]).square().mean(0)
-        return -0.5 * (variance + 1e-8).log().mean()
+        count = vectors.new_tensor(len(vectors))
+        free = count - len(population.latents.component.unique())
+        low = (free / 2).digamma() + (2 / count).log()  # the mean log of the variance of so few, which are normal with one of 1
+        return -0.5 * ((variance + 1e-8).log().mean() - low)

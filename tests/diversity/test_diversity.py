@@ -1,8 +1,10 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import nn
 from torch.nn import functional as F
 
@@ -239,8 +241,19 @@ def test_variance_is_that_within_components():
     _, population = trained_population(torch.float64, components=2)
     vectors = population.gauged
     within = torch.cat([own - own.mean(0) for own in (vectors[population.latents.component == k] for k in range(2))])
-    expected = -0.5 * (within.square().mean(0) + 1e-8).log().mean()
+    few = chi2(len(vectors) - 2).expect(np.log) - math.log(
+        len(vectors)
+    )  # the mean log of the variance of so few normal numbers
+    expected = -0.5 * ((within.square().mean(0) + 1e-8).log().mean() - few)
     assert torch.allclose(Variance()(population), expected)
+
+
+@pytest.mark.parametrize(("count", "components"), [(2, 1), (3, 1), (8, 1), (4, 2), (12, 3)])
+def test_variance_of_normal_weights_is_right_however_few_networks_are_drawn(count, components):
+    _, population = trained_population(torch.float64, components=components)
+    population.latents = replace(population.latents, component=torch.arange(count) % components)
+    population.__dict__["gauged"] = 0.01 * torch.randn(count, 40_000, generator=torch.Generator().manual_seed(0)).double()
+    assert float(Variance().forward(population)) == pytest.approx(-math.log(0.01), abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["entropy", "variance", "repulsion_kde", "repulsion_gfsf"])

@@ -404,7 +404,8 @@ def test_dropout_within_attention_and_recurrent_layers_is_set_too(kind):
     hypernet = hypernet_with({"rate": Dropout(uniform(0, 0.9))}, Net().double())
     x = torch.randn(1, 3, 16).double().expand(8, 3, 16)
     with hypernet.step(torch.tensor([[-1.0], [0.0], [-1.0], [0.0]]).double()):
-        same = [torch.equal(*part) for part in hypernet(x).split(2)]
+        # up to rounding: equal rows differ by it on some processors
+        same = [torch.allclose(*part, rtol=0, atol=1e-12) for part in hypernet(x).split(2)]
     assert same == [True, False, True, False]
     places = hypernet.conditions.settings(torch.zeros(1, 1))
     assert ("layer.self_attn" if kind == "attention" else "layer", "dropout") in places

@@ -32,7 +32,7 @@ class Module(pl.LightningModule):
 def trained(norm=False, steps=60, **options):
     torch.manual_seed(0)
     given = {"prior": {"name": "reweighted", "base": "uniform"}, "latent_dim": 3, "members": 4, **options}
-    callback = HypernetCallback("model", diversity={"variance": 3.0}, **given)
+    callback = HypernetCallback("model", diversity={"variance": 3.0}, samples=8, **given)
     trainer = pl.Trainer(
         max_steps=steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

@@ -20,7 +20,7 @@ from lightning_hypernet.archive import Stored, refuse
 from lightning_hypernet.checkpoint import recorded
 from lightning_hypernet.generator import GeneratorConfig, Prior
 from lightning_hypernet.members import Members
-from lightning_hypernet.options import SEVERAL, config_of, counts_of, samples_of
+from lightning_hypernet.options import config_of, counts_of, samples_of
 from lightning_hypernet.plugins import plugins_with
 from lightning_hypernet.step_sampler import StepSampler
 from lightning_hypernet.summary import summarize
@@ -140,7 +140,7 @@ class Hypernet(StepSampler):
             execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
         self.reduce, self._samples_left_open = reduce, "samples" not in counts
-        self.samples = counts.get("samples") or samples_of(components, SEVERAL if context_dim else 0)
+        self.samples = counts.get("samples") or samples_of(components, context_dim)
         self.options |= recorded({"samples": self.samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
@@ -171,7 +171,7 @@ class Hypernet(StepSampler):
             compared: How many networks diversity losses compare; 0: there are none.
         """
         if self._samples_left_open and self.samples == self.options["samples"]:
-            self.samples = samples_of(self.components, max(compared, SEVERAL if self.context_dim else 0))
+            self.samples = samples_of(self.components, self.context_dim, compared)
             self.options["samples"] = self.samples
 
     # As a module in place of the target

@@ -28,7 +28,7 @@ from lightning_hypernet.values import number, texts, unknown, whole
 Named = str | Mapping[str, Any]
 """A choice: a name, or a mapping with the ``name`` and options."""
 _LATENT_DIM = 64
-SEVERAL = 8
+_SEVERAL = 8
 """Networks of a step where they differ by their conditions, at least, unless it is said."""
 _LEFT_OPEN = ("latent_dim", "samples")
 """Counts that may be None: what suits the rest."""
@@ -109,13 +109,15 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
     return noise
 
 
-def samples_of(components: int, compared: int = 0) -> int:
+def samples_of(components: int, context_dim: int, compared: int = 0) -> int:
     """How many networks a training step draws where it is not said: one of every component, two at least.
 
     Args:
         components: Of the prior.
-        compared: How many networks of a step are compared at least, if they are: then two of every component.
+        context_dim: Numbers in a condition; with some networks differ, and are compared.
+        compared: How many networks of a step diversity losses compare at least; then there are two of every component.
     """
+    compared = max(compared, _SEVERAL if context_dim else 0)
     return max(2 * components, compared) if compared else max(components, 2)
 
 

@@ -54,6 +54,14 @@ class Command:
         """Give a parser the arguments of the command."""
         self._of("arguments")(parser)
 
+    def parser(self) -> Any:
+        """The parser of the command."""
+        import jsonargparse
+
+        made = jsonargparse.ArgumentParser(description=self.text, exit_on_error=False)
+        self.arguments(made)
+        return made
+
     def run(self, options: Any) -> None:
         """Run the command with parsed options."""
         self._of("run")(options)
@@ -70,21 +78,13 @@ COMMANDS = {
 
 def options_of(name: str) -> list[str]:
     """The options of a command that does not train, as ``--split``."""
-    import jsonargparse
-
-    one = jsonargparse.ArgumentParser(exit_on_error=False)
-    COMMANDS[name].arguments(one)
-    return re.findall(r"--[\w.-]+", one.format_help())
+    return re.findall(r"--[\w.-]+", COMMANDS[name].parser().format_help())
 
 
 def add_commands(action: Any) -> None:
     """Add the commands that do not train to a parser's subcommands."""
-    import jsonargparse
-
     for name, command in COMMANDS.items():
-        one = jsonargparse.ArgumentParser(description=command.text, exit_on_error=False)
-        command.arguments(one)
-        action.add_subcommand(name, one, help=command.text)
+        action.add_subcommand(name, command.parser(), help=command.text)
 
 
 def parser(program: str) -> Any:

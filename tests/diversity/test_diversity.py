@@ -241,9 +241,8 @@ def test_variance_is_that_within_components():
     _, population = trained_population(torch.float64, components=2)
     vectors = population.gauged
     within = torch.cat([own - own.mean(0) for own in (vectors[population.latents.component == k] for k in range(2))])
-    few = chi2(len(vectors) - 2).expect(np.log) - math.log(
-        len(vectors)
-    )  # the mean log of the variance of so few normal numbers
+    # the mean log of the variance of so few normal numbers
+    few = chi2(len(vectors) - 2).expect(np.log) - math.log(len(vectors))
     expected = -0.5 * ((within.square().mean(0) + 1e-8).log().mean() - few)
     assert torch.allclose(Variance()(population), expected)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_hypernet.values import shown
 
-FORMAT = 4
+FORMAT = 5
 """Of recipes in checkpoints and folders."""
 ENDLESS = "has no end"
 Size = tuple[int, ...]

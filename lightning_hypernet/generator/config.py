@@ -48,9 +48,10 @@ class GeneratorConfig:
     start              a code is                    weights are                            what components have of their own
     ================== ============================ ====================================== ================================
     ``"mean_weights"`` its filter's trained mean,   trained means, plus what is generated  mean codes and mean weights: the
-                       plus `spread` times what z   from the code. Means are in the        first component's are the
-                       gives                        target's units, so that the learning   target's own, the others' random
-                                                    rate of the plain target fits          with the same deviation
+                       plus `spread` times what z   from the code less what is from its    first component's are the
+                       gives                        mean. Means are in the target's        target's own, the others' random
+                                                    units, so that the learning rate of    with the same deviation
+                                                    the plain target fits
     ``"mean_code"``    the same                     generated from the code; means only    mean codes
                                                     where a bank is a single filter
     ``"pretrained"``   the same                     as above, but so that the mean of all  mean codes; mean weights all start

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_hypernet.generator.conditioner import Conditioner
 from lightning_hypernet.generator.distribution import Setting, WeightDistribution
@@ -21,6 +22,9 @@ class Generator(WeightDistribution):
     r"""The paper's weight distribution: a deterministic map from latents to weights, whose density is not known.
 
     .. math:: z \to \mathrm{codes} = m_k + \sigma E(z) \to \mathrm{filters} = W_l(\mathrm{code}) \to \theta
+
+    Beside trained mean weights lies what a code makes less what the mean code :math:`m_k` makes: the mean weights alone are
+    what all networks of a component share, and learn it under the rate and the weight decay of the plain target.
 
     References:
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
@@ -53,6 +57,7 @@ class Generator(WeightDistribution):
         )
         exact = torch.promote_types(next(iter(dtypes)), torch.float32)
         filters = banks.flatten({name: value.detach()[None].to(exact) for name, value in initial.items()})
+        self._centred = config.start in ("mean_weights", "pretrained")
         self.hidden = Hidden(config.codes, config.trunk, config)
         self.weight_generators = nn.ModuleList(
             WeightGenerator(bank, values, self.hidden.outputs, config.widths(index, len(banks)), components, config)
@@ -82,10 +87,8 @@ class Generator(WeightDistribution):
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        codes = self.codes(replace(first.to(next(self.parameters())), component=torch.arange(len(first)) % self.components))
-        for weight_generator, code in zip(self.weight_generators, self._of_banks(codes), strict=True):
-            assert isinstance(weight_generator, WeightGenerator)
-            weight_generator.features(code)
+        given = first.to(next(self.parameters())).given(None)
+        self.features(replace(given, component=torch.arange(len(first)) % self.components))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -94,10 +97,10 @@ class Generator(WeightDistribution):
         """Let the mean network of every component be the target itself."""
         with evaluating(self):
             for component in range(self.components):
-                codes = self.codes(replace(first, component=torch.full_like(first.component, component)))
-                for weight_generator, code, own in zip(self.weight_generators, self._of_banks(codes), filters, strict=True):
+                given = replace(first.given(None), component=torch.full_like(first.component, component))
+                for weight_generator, features, own in zip(self.weight_generators, self.features(given), filters, strict=True):
                     assert isinstance(weight_generator, WeightGenerator)
-                    weight_generator.keep_mean(code, component, own[0])
+                    weight_generator.keep_mean(features, component, own[0])
 
     @torch.no_grad()
     def grow_trunk(self, filters: Sequence[Tensor] | None = None) -> None:
@@ -136,7 +139,10 @@ class Generator(WeightDistribution):
         return float(self.components) if self.training else 1.0
 
     def codes(self, latents: Latents) -> Tensor:
-        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other."""
+        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other.
+
+        Where what is generated lies beside mean weights, the mean code of every component follows.
+        """
         codes: Tensor = self.extractor(latents)
         if codes.shape != (wanted := (len(latents), self.banks.filters, codes.shape[-1])):
             raise ValueError(
@@ -144,13 +150,17 @@ class Generator(WeightDistribution):
             )
         if self.mean_codes is None:
             return codes
-        return torch.add(rows_of(self.mean_codes, latents.component, self._own_gradient), codes, alpha=self.spread)
+        components = latents.component
+        if self._centred:
+            codes = F.pad(codes, (0, 0, 0, 0, 0, self.components))
+            components = torch.cat([components, torch.arange(self.components, device=components.device)])
+        return torch.add(rows_of(self.mean_codes, components, self._own_gradient), codes, alpha=self.spread)
 
-    def _of_banks(self, codes: Tensor) -> Sequence[Tensor]:
-        """What the weight generator of every bank is given of the codes."""
-        features: Tensor = self.hidden(codes.reshape(-1, codes.shape[-1]))
-        parts: Sequence[Tensor] = features.view(len(codes), -1, features.shape[-1]).split(self._filters, dim=1)
-        return parts
+    def _of_banks(self, codes: Tensor) -> list[Tensor]:
+        """What the weight generators make of codes ``(S, filters, code_size)``, for every bank ``(S, filters, width)``."""
+        shared: Tensor = self.hidden(codes.reshape(-1, codes.shape[-1]))
+        parts = shared.view(len(codes), -1, shared.shape[-1]).split(self._filters, dim=1)
+        return [generate.features(part) for generate, part in zip(self.weight_generators, parts, strict=True)]  # type: ignore[operator]
 
     def undecayed(self, spared: Collection[str]) -> set[str]:
         """What makes the banks whose parameters are all spared; where a filter holds several kinds, they decay together."""
@@ -185,8 +195,10 @@ class Generator(WeightDistribution):
         """
         if self.trunk:
             return []
-        pairs = zip(self.weight_generators, self._of_banks(self.codes(latents)), strict=True)
-        features = [generate.features(code) for generate, code in pairs]  # type: ignore[operator]
+        features = self._of_banks(self.codes(latents))
+        if self._centred:
+            count = len(latents)
+            features = [one[:count] - rows_of(one[count:], latents.component, 1.0) for one in features]
         if self.conditioner is not None and latents.context is not None:
             given = self.conditioner.features(latents.context)
             features = [self.conditioner.gate(given, one, bank) for bank, one in enumerate(features)]

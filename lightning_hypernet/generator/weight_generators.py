@@ -82,16 +82,15 @@ class WeightGenerator(nn.Module):
         self.register_buffer("gain", initial.new_tensor(gain))  # a file's own, however it came about
 
     @torch.no_grad()
-    def keep_mean(self, codes: Tensor, component: int, mean: Tensor) -> None:
-        """Move the mean weights of a component so that the mean over codes is another.
+    def keep_mean(self, features: Tensor, component: int, mean: Tensor) -> None:
+        """Move the mean weights of a component so that the mean over features is another.
 
         Args:
-            codes: ``(S, filters, inputs)``.
+            features: ``(S, filters, width)``.
             component: The component.
             mean: ``(filters, filter_size)``.
         """
         assert self.means is not None
-        features = self.features(codes)
         raw = F.linear(features.mean(0), self.head.weight)
         self.means[component] = mean - self.gain * self.scale * raw
 

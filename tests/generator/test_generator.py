@@ -100,13 +100,45 @@ def test_mean_weights_learn_as_the_targets_own_parameters_would():
     own = dict(target.named_parameters())
     for name, value in weights.items():
         correlations = torch.corrcoef(torch.cat([own[name].detach()[None], value.detach()]).flatten(1))[0, 1:]
-        assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
+        assert correlations[1] > 0.8, name
+        assert value[0].numel() < 50 or correlations[[0, 2]].abs().max() < 0.5, name  # few numbers are alike by chance
     upstream = {name: torch.randn_like(value) for name, value in weights.items()}
     loss = sum((weights[name] * value).sum() for name, value in upstream.items())
     offsets = [weight_generator.means for weight_generator in generator.weight_generators]
     gradients = torch.autograd.grad(loss, offsets)
     for gradient, expected in zip(gradients, hypernet.banks.flatten(upstream), strict=True):
         torch.testing.assert_close(gradient[components], expected)
+
+
+@pytest.mark.parametrize("start", ["mean_weights", "pretrained"])
+@pytest.mark.parametrize("training", [False, True])
+def test_mean_weights_alone_are_what_the_networks_of_a_component_share(start, training):
+    torch.manual_seed(0)
+    hypernet = Hypernet(lenet().double(), components=2, generator={"start": start}).train(training)
+    generator, components = hypernet.generator, torch.tensor([1, 0, 1])
+    z = torch.stack([torch.zeros(64), torch.zeros(64), torch.randn(64)]).double()
+    weights = generator(Latents(z, components))
+    means = hypernet.banks.assemble([generate.means[components].split(generate.sizes, -1) for generate in generator.of_banks()])
+    for name, value in weights.items():
+        torch.testing.assert_close(value[:2], means[name][:2], msg=name)
+        assert (value[2] - means[name][2]).std() > (1e-3 if start == "pretrained" else 0.1) * means[name][2].std(), name
+
+
+def test_what_all_networks_share_learns_under_the_rate_and_decay_of_the_plain_target():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(20, 8, 3, 32, 32).double(), torch.arange(8) % 10
+    hypernet = Hypernet(lenet().double(), samples=2, generator={"spread": 0.0}, execution="loop").train()
+    plain = lenet().double()
+    plain.load_state_dict({name: value[0] for name, value in hypernet.sample(1).weights.items()})
+    for module in (plain, hypernet):
+        optimizer = torch.optim.AdamW(module.parameters(), 0.03, weight_decay=0.5)
+        for batch in inputs:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(batch), targets).backward()
+            optimizer.step()
+    own = dict(plain.named_parameters())
+    for name, value in hypernet.sample(1).weights.items():
+        torch.testing.assert_close(value[0], own[name], msg=name)
 
 
 def test_components_learn_at_the_rate_and_decay_of_one_network():

@@ -65,8 +65,8 @@ class Hypernet(StepSampler):
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.
-        samples: Networks drawn for each training batch; None: one of every component, two at least; two of every component
-            where there are conditions, eight at least, or where the callback has a diversity loss, as many as that compares.
+        samples: Networks drawn for each training batch; None: one of every component; two of every component where there
+            are conditions, eight at least, or where the callback has a diversity loss, as many as that compares.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
             ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks

@@ -110,7 +110,7 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
 
 
 def samples_of(components: int, context_dim: int, compared: int = 0) -> int:
-    """How many networks a training step draws where it is not said: one of every component, two at least.
+    """How many networks a training step draws where it is not said: one of every component.
 
     Args:
         components: Of the prior.
@@ -118,7 +118,7 @@ def samples_of(components: int, context_dim: int, compared: int = 0) -> int:
         compared: How many networks of a step diversity losses compare at least; then there are two of every component.
     """
     compared = max(compared, _SEVERAL if context_dim else 0)
-    return max(2 * components, compared) if compared else max(components, 2)
+    return max(2 * components, compared) if compared else components
 
 
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:

@@ -60,7 +60,7 @@ def test_a_given_plugin_is_chosen_by_name():
     plugins = Plugins([SpreadPlugin()])
     assert plugins.losses.find("spread") is Spread
     assert "spread" not in Plugins().losses
-    hypernet = Hypernet(nn.Linear(3, 2))
+    hypernet = Hypernet(nn.Linear(3, 2), samples=2)
     hypernet(torch.randn(8, 3))
     assert plugins.build_diversity("spread")(hypernet.population)["spread"] < 0
 

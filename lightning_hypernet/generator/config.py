@@ -34,7 +34,8 @@ class GeneratorConfig:
             conditions or to an encoder; 1 elsewhere, which a learning rate that is high for the plain target bears as well.
         activation: ``"leaky_relu"``, ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         slope: Negative slope of the leaky ReLU.
-        norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation.
+        norm: ``"batch"`` over all codes of a bank, ``"layer"`` or ``"none"``; it follows the activation. None: none where
+            what is generated lies beside trained mean weights, batch elsewhere.
         norm_eps: Added to the variance.
         norm_momentum: Share of the newest batch in the running statistics of the batch norm.
         bias: Whether linear layers have a bias.
@@ -76,7 +77,7 @@ class GeneratorConfig:
     pace: float | None = None
     activation: str = "leaky_relu"
     slope: float = 0.05
-    norm: Literal["batch", "layer", "none"] = "batch"
+    norm: Literal["batch", "layer", "none"] | None = None
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
     bias: bool = True
@@ -101,7 +102,7 @@ class GeneratorConfig:
             "merge": partial(wholes, least=None),
             "merge_limit": partial(whole, least=0),
             "start": partial(choice, allowed=("mean_weights", "mean_code", "pretrained", "adapter", "paper")),
-            "norm": partial(choice, allowed=("batch", "layer", "none")),
+            "norm": _or_none(partial(choice, allowed=("batch", "layer", "none"))),
             "activation": partial(choice, allowed=("leaky_relu", "relu", "tanh", "gelu", "silu")),
         }
         problems = []
@@ -165,6 +166,11 @@ class GeneratorConfig:
     def anchors(self, filters: int) -> bool:
         """Whether weights of their own, trained or the target's, lie under what is generated for a bank."""
         return self.start in ("mean_weights", "pretrained", "adapter") or (self.start == "mean_code" and filters == 1)
+
+    @property
+    def relative(self) -> bool:
+        """Whether what a code makes is added to trained mean weights, less what the mean code of its component makes."""
+        return self.start in ("mean_weights", "pretrained")
 
     @property
     def trunk(self) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class Generator(WeightDistribution):
         )
         exact = torch.promote_types(next(iter(dtypes)), torch.float32)
         filters = banks.flatten({name: value.detach()[None].to(exact) for name, value in initial.items()})
-        self._centred = config.start in ("mean_weights", "pretrained")
+        self._relative = config.relative
         self.hidden = Hidden(config.codes, config.trunk, config)
         self.weight_generators = nn.ModuleList(
             WeightGenerator(bank, values, self.hidden.outputs, config.widths(index, len(banks)), components, config)
@@ -82,13 +82,17 @@ class Generator(WeightDistribution):
 
     @torch.no_grad()
     def _warm_up(self, first: Latents) -> None:
-        """Give the running statistics of the batch norms their values at step 0."""
+        """Give the running statistics of batch norms their values at step 0, and what is beside mean weights its size."""
         norms = [module.inner for module in self.modules() if isinstance(module, Norm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
         given = first.to(next(self.parameters())).given(None)
-        self.features(replace(given, component=torch.arange(len(first)) % self.components))
+        features = self.features(replace(given, component=torch.arange(len(first)) % self.components))
+        for generate, one in zip(self.weight_generators, features, strict=True):
+            assert isinstance(generate, WeightGenerator)
+            if self._relative and (size := one.square().mean().sqrt()):
+                generate.head.weight /= size
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
@@ -151,7 +155,7 @@ class Generator(WeightDistribution):
         if self.mean_codes is None:
             return codes
         components = latents.component
-        if self._centred:
+        if self._relative:
             codes = F.pad(codes, (0, 0, 0, 0, 0, self.components))
             components = torch.cat([components, torch.arange(self.components, device=components.device)])
         return torch.add(rows_of(self.mean_codes, components, self._own_gradient), codes, alpha=self.spread)
@@ -196,7 +200,7 @@ class Generator(WeightDistribution):
         if self.trunk:
             return []
         features = self._of_banks(self.codes(latents))
-        if self._centred:
+        if self._relative:
             count = len(latents)
             features = [one[:count] - rows_of(one[count:], latents.component, 1.0) for one in features]
         if self.conditioner is not None and latents.context is not None:

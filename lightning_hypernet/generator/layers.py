@@ -45,6 +45,12 @@ class Norm(nn.Module):
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
+def _norm(width: int, config: GeneratorConfig) -> nn.Module:
+    if config.norm == "batch":
+        return Norm(width, config)
+    return nn.LayerNorm(width, eps=config.norm_eps) if config.norm == "layer" else nn.Identity()
+
+
 class Hidden(nn.Module):
     """Hidden layers: linear, activation, norm, and the input again where widths agree and the configuration says so."""
 
@@ -55,8 +61,7 @@ class Hidden(nn.Module):
         self.norms = nn.ModuleList()
         for width in widths:
             self.linears.append(linear(inputs, width, config, activated=True))
-            norms: dict[str, nn.Module] = {"layer": nn.LayerNorm(width, eps=config.norm_eps), "none": nn.Identity()}
-            self.norms.append(Norm(width, config) if config.norm == "batch" else norms[config.norm])
+            self.norms.append(_norm(width, config))
             inputs = width
         self.outputs = inputs
         activation = ACTIVATIONS[config.activation]

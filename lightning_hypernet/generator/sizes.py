@@ -35,7 +35,7 @@ def sides(numbers: int) -> tuple[int, int]:
 def settled(
     config: GeneratorConfig, banks: FilterBanks, latent_dim: int, components: int, answers: bool = False
 ) -> GeneratorConfig:
-    """A configuration that leaves nothing open: its sizes are the largest that the target allows, its pace what it is for.
+    """A configuration that leaves nothing open: its sizes are the largest that the target allows, pace and norm what it is for.
 
     Beside the mean weights of the components a generator holds at most a quarter of the target's weights for each of them and
     10,000 numbers; without mean weights a quarter and 5,000 in all; as an adapter twice the numbers of adapters of rank 8 on
@@ -50,6 +50,8 @@ def settled(
     """
     if config.pace is None:
         config = replace(config, pace=_ANSWERING_PACE if answers else 1.0)
+    if config.norm is None:
+        config = replace(config, norm="none" if config.relative else "batch")
     layers = [bank for bank in banks if bank.layer] or list(banks)
     allowed = {
         "mean_weights": components * banks.weights // 4 + 10_000,

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_hypernet import GeneratorConfig, Hypernet
+from lightning_hypernet import GeneratorConfig, Hypernet, Latents
 from lightning_hypernet.generator import sizes
 from lightning_hypernet.generator.sizes import numbers, settled, sides
 from lightning_hypernet.hub import from_pretrained, save_pretrained
@@ -120,9 +120,23 @@ def test_what_is_generated_moves_faster_where_networks_answer_to_something(optio
     """The numbers of the last layer are smaller by the pace, so that an optimizer's step moves what they give by more."""
     torch.manual_seed(0)
     generate = Hypernet(SMALL["mlp"](), **options).generator.weight_generators[0]
-    assert generate.gain.item() == pytest.approx(0.3 * pace)
-    plain = nn.init.normal_(torch.empty(4096), std=generate.head.in_features**-0.5)
-    assert (generate.head.weight.detach() * pace).std().item() == pytest.approx(plain.std().item(), rel=0.2)
+    torch.manual_seed(0)
+    unhurried = Hypernet(SMALL["mlp"](), **{**options, "generator": {"pace": 1}}).generator.weight_generators[0]
+    assert generate.gain.item() == pytest.approx(0.3 * pace) and unhurried.gain.item() == pytest.approx(0.3)
+    torch.testing.assert_close(generate.head.weight * pace, unhurried.head.weight)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("gain", [0.01, 1.0])
+def test_the_gain_is_the_deviation_of_what_is_generated_in_units_of_the_target(norm, gain):
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 40))
+    generator = Hypernet(target.double(), generator={"gain": gain, "norm": norm}).generator.eval()
+    z = torch.cat([torch.zeros(1, 64), torch.randn(2000, 64)]).double()
+    drawn = generator(Latents(z, torch.zeros(2001, dtype=torch.long)))
+    for name in ("0.weight", "2.weight", "4.weight"):
+        deviation = (drawn[name][1:] - drawn[name][0]).square().mean().sqrt()
+        assert deviation.item() == pytest.approx(gain * target.get_parameter(name).std(correction=0).item(), rel=0.2), name
 
 
 def test_the_size_of_what_is_generated_is_as_exact_as_the_target():

@@ -206,7 +206,7 @@ def test_what_holds_no_tensor_is_refused():
     with pytest.raises(TypeError, match=r"there is no batch to deal out in the arguments \(Opaque\)"):
         Hypernet(Reader(3, 2)).train()(Opaque())
     with pytest.raises(TypeError, match="the target returns Normal, whose tensors can't be joined"):
-        Hypernet(Distributed(3, 2)).train()(torch.randn(8, 3))
+        Hypernet(Distributed(3, 2), samples=2).train()(torch.randn(8, 3))
 
 
 def test_scalars_go_to_all_networks():

@@ -29,7 +29,7 @@ class Pair(nn.Module):
 
 def ensemble(target, members=4, **options):
     torch.manual_seed(0)
-    hypernet = Hypernet(target.double(), execution="loop", **options).eval()
+    hypernet = Hypernet(target.double(), execution="loop", generator={"gain": 1.0}, **options).eval()
     made = hypernet.ensemble(members)
     for value in made.weights.tensors().values():
         value.mul_(3)  # so that members are sure of what they say, each of something else

@@ -69,7 +69,7 @@ def trained(train: TensorDataset, steps: int, seed: int) -> tuple[Hypernet, pl.T
     """A Hypernet whose prior can be reweighted, which trains as one with a normal prior."""
     torch.manual_seed(seed)
     callback = HypernetCallback(
-        "model", prior={"name": "reweighted", "base": "normal"}, latent_dim=8, diversity={"variance": 4.0}, samples=8,
+        "model", prior={"name": "reweighted", "base": "normal"}, latent_dim=8, diversity={"variance": 1.0}, samples=8,
         generator={"pace": 4.0},
     )  # fmt: skip
     trainer = pl.Trainer(

@@ -61,8 +61,8 @@ class HypernetCallback(BaseCallback):
 
     In `setup`, before optimizers exist, the target is replaced by a `Hypernet`. Every training step draws one population of
     networks; the weighted diversity losses are added to what `training_step` returns and logged as ``hypernet/<name>``, beside
-    ``hypernet/member_distance``. Validation, test and prediction use the ensemble of members, whose norm statistics are
-    estimated anew before each.
+    ``hypernet/member_distance`` of two networks or more. Validation, test and prediction use the ensemble of members, whose
+    norm statistics are estimated anew before each.
 
     Args:
         target: Path of the module, such as ``"model"`` or ``"net.backbone"``; ``"."`` is the LightningModule's own forward.
@@ -345,7 +345,7 @@ class HypernetCallback(BaseCallback):
                 for name, value in {**values, **diversity.parts()}.items():
                     self._log(trainer, pl_module, name, value.detach())
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if every and trainer.global_step % every == 0:
+            if every and trainer.global_step % every == 0 and len(hypernet.population) > 1:
                 self._log(trainer, pl_module, "member_distance", hypernet.population.distance(*coordinates_of(diversity)))
             return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 

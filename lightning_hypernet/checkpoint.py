@@ -142,9 +142,16 @@ def write_folder(
 
 
 def recipe_of(checkpoint: Mapping[str, Any], target: str) -> dict[str, Any] | None:
-    """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none of this format."""
+    """The options that a Lightning checkpoint keeps of the Hypernet of a target; None if it has none.
+
+    Raises:
+        ArchiveError: If their format is another.
+    """
     recipe = checkpoint.get(_KEY, {}).get(target)
-    return None if recipe is None or recipe.get("format") != FORMAT else dict(recipe["options"])
+    if recipe is None:
+        return None
+    check_format("the checkpoint", recipe)
+    return dict(recipe["options"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,8 +65,9 @@ class Hypernet(StepSampler):
         components: Mean codes per filter, and mean weights; more than 1 makes the prior a mixture of that many families of
             networks. In training these get their gradient times this number, so that the target's learning rate
             fits.
-        samples: Networks drawn for each training batch; None: one of every component; two of every component where there
-            are conditions, eight at least, or where the callback has a diversity loss, as many as that compares.
+        samples: Networks drawn for each training batch; None: one of every component, two at least of a generator with
+            batch norm; two of every component where there are conditions, eight at least, or where the callback has a
+            diversity loss, as many as that compares.
         members: Networks of the evaluation ensemble.
         distribution: Name of the weight distribution, or a mapping with its ``name`` and options: ``"generator"``, or
             ``"noisy"``, which adds Gaussian noise and knows the density of weights given z, ``"rank_one"``, whose networks
@@ -140,7 +141,7 @@ class Hypernet(StepSampler):
             execution=execution, plugins=plugins, structure=structure, batch_dim=batch_dim, encoder=encoder,
         )  # fmt: skip
         self.reduce, self._samples_left_open = reduce, "samples" not in counts
-        self.samples = counts.get("samples") or samples_of(components, context_dim)
+        self.samples = counts.get("samples") or samples_of(components, context_dim, least=self.generator.least_networks)
         self.options |= recorded({"samples": self.samples, "members": members, "reduce": reduce})
         self.diversity: nn.Module | None = None
         self.diversity_read = False
@@ -171,7 +172,7 @@ class Hypernet(StepSampler):
             compared: How many networks diversity losses compare; 0: there are none.
         """
         if self._samples_left_open and self.samples == self.options["samples"]:
-            self.samples = samples_of(self.components, self.context_dim, compared)
+            self.samples = samples_of(self.components, self.context_dim, compared, self.generator.least_networks)
             self.options["samples"] = self.samples
 
     # As a module in place of the target

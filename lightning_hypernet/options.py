@@ -109,16 +109,17 @@ def latent_dim_of(given: int | None, noise: int | None, distribution: Named) -> 
     return noise
 
 
-def samples_of(components: int, context_dim: int, compared: int = 0) -> int:
+def samples_of(components: int, context_dim: int, compared: int = 0, least: int = 1) -> int:
     """How many networks a training step draws where it is not said: one of every component.
 
     Args:
         components: Of the prior.
         context_dim: Numbers in a condition; with some networks differ, and are compared.
         compared: How many networks of a step diversity losses compare at least; then there are two of every component.
+        least: How many networks the weight distribution is trained with at least.
     """
     compared = max(compared, _SEVERAL if context_dim else 0)
-    return max(2 * components, compared) if compared else components
+    return max(2 * components, compared) if compared else max(components, least)
 
 
 def counts_of(options: Mapping[str, Any]) -> dict[str, int]:

@@ -338,8 +338,8 @@ class StepSampler(MemberSampler):
         several = len(means) > 1
         if baseline == "leave_one_out" and not several:
             raise ValueError(
-                "baseline='leave_one_out' needs values of two networks or more in one call, and these are of one: take "
-                "baseline='moving_average'"
+                "baseline='leave_one_out' needs values of two networks or more in one call, and these are of one: set "
+                "samples=2 or more, or take baseline='moving_average'"
             )
         average = self.averages.setdefault(name, MovingAverage())
         constant: Tensor | float = 0.0 if baseline == "none" else average.value

@@ -477,6 +477,13 @@ def test_a_checkpoint_of_a_stranger_runs_nothing_and_does_not_load(saved, tmp_pa
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
+def test_a_training_does_not_go_on_from_a_checkpoint_of_another_format(saved, tmp_path):
+    path = spoiled(saved, tmp_path / "two.ckpt", lambda content: in_recipe(format=4)(content, None))
+    callback = HypernetCallback(samples=2, members=3, diversity={"entropy": 1e-3}, execution="loop")
+    with pytest.raises(ValueError, match="the checkpoint has the format 4, not"):
+        pl.Trainer(**QUIET, max_epochs=9, callbacks=[callback]).fit(Classifier(), data(), ckpt_path=path)
+
+
 def test_plain_values_come_back_as_they_were(tmp_path):
     problems = []
     torch.save({"a": {"b": (1, [2, (3,)]), 4: None}, "c": {(1, 2): 3}}, tmp_path / "one.pt")

@@ -19,7 +19,8 @@ from tests.test_callback import QUIET
         ({"diversity": "entropy"}, 8), ({"diversity": "entropy", "samples": 3}, 3),
         ({"diversity": "entropy", "components": 9}, 18), ({"diversity": "variance"}, 2), ({"preset": "manifold"}, 2),
         ({"diversity": "variance", "components": 3}, 6), ({"diversity": "variance", "context_dim": 2}, 8),
-        ({"diversity": {"variance": 0.1, "entropy": 0.1}}, 8),
+        ({"diversity": {"variance": 0.1, "entropy": 0.1}}, 8), ({"generator": "compact"}, 2),
+        ({"generator": {"norm": "batch"}}, 2), ({"generator": "compact", "components": 3}, 3),
     ],
 )  # fmt: skip
 def test_a_step_draws_one_network_of_every_component_and_more_where_they_are_compared(options, samples):

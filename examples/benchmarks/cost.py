@@ -22,7 +22,7 @@ from lightning_hypernet import HypernetCallback
 from timing import processor_seconds
 
 OPTIONS: dict[str, Mapping[str, Any]] = {
-    "nothing set": {}, "components=2": {"components": 2}, "ensemble": {"preset": "ensemble"},
+    "nothing set": {}, "components=3": {"components": 3}, "ensemble": {"preset": "ensemble"},
     "manifold": {"preset": "manifold"},
 }  # fmt: skip
 FIRST = 10

@@ -84,12 +84,18 @@ def fit_quietly(task: Task, lr: float, weight_decay: float, callbacks: list[pl.C
 
 
 def hypernetwork(task: Task, lr: float, weight_decay: float, **options: Any) -> Trained:
-    """A hypernetwork with these options of the callback: ten of its networks, and the average of a hundred of one component."""
+    """A hypernetwork with these options of the callback: ten of its networks, and the average of a hundred of one component.
+
+    Components that branched from one network are averaged together.
+    """
     callback = HypernetCallback("model", **options)
     fit_quietly(task, lr, weight_decay, [callback])
     hypernet = callback.hypernet.eval()
     ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())
-    return Trained(ensemble.members, hypernet.ensemble(AVERAGED, component=0).average(task.calm()).eval())
+    averaged = hypernet.ensemble(AVERAGED, component=None if options.get("branch") else 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the members belong to several components")
+        return Trained(ensemble.members, averaged.average(task.calm()).eval())
 
 
 def variational(task: Task, lr: float, kl: float, distribution: str) -> Trained:

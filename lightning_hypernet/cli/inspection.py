@@ -36,7 +36,7 @@ def arguments(parser: Any) -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        help="Networks that a training step draws; without it two: diversity losses compare more.",
+        help="Networks that a training step draws; without it one of every component: diversity losses compare more.",
     )
     parser.add_argument("--batch", type=int, help="Examples of the step that is timed to choose a backend; twice the samples.")
     parser.add_argument("--backend", type=bool, default=True, help="Whether a step is timed to choose a backend.")
@@ -101,9 +101,10 @@ def sizes(target: nn.Module, example: Tensor | None, presets: Sequence[str], sam
         training, use = bytes_each * (_OPTIMIZER * own + 2 * samples * plain), bytes_each * (own + samples * plain)
         rows.append((name, f"{own:,}", f"{own / plain:.2f}", size(training), size(use)))
         del hypernet
+    networks = f"{samples} networks" if samples > 1 else "one network"
     about = (
-        f"in training: the generator with its gradient and Adam's two moments, and {samples} networks with their gradients; in "
-        f"use: the generator and {samples} networks; activations come on top"
+        f"in training: the generator with its gradient and Adam's two moments, and {networks} with gradients; in use: the "
+        f"generator and {networks}; activations come on top"
     )
     return "\n".join([table(rows), about, *misfits])
 

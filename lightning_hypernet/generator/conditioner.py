@@ -25,8 +25,8 @@ class Conditioner(nn.Module):
     and multiplies what the last layer of every bank is given, h, so that a condition may widen or narrow what z does. g is a
     small network; every b and D starts at zero, so that a condition changes nothing then. m and s are the center and the spread
     of conditions: at the center nothing is added, so that the response to a condition and the weights at the center are learnt
-    apart. A condition that all networks of a step share would vanish in the batch norms of the generator, hence this way around
-    them.
+    apart. A condition that all networks of a step share would vanish in batch norms of the generator, where it has any, hence
+    this way around them.
 
     References:
         | Self-Tuning Networks: Bilevel Optimization of Hyperparameters using Structured Best-Response Functions

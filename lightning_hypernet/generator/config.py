@@ -26,8 +26,8 @@ class GeneratorConfig:
             width numbers; or one of a plug-in.
         extractor_hidden: Widths of the hidden layers of the extractor; of none z itself makes the codes.
         start: Where training starts, one of the five starts below.
-        spread: Share of z in a code at the start.
-        gain: Standard deviation of what is generated beside mean weights at the start, relative to a fresh target's weights;
+        spread: Share of z in a code at the start; beside mean weights the size of what is generated is `gain` in any case.
+        gain: Root mean square of what is generated beside mean weights at the start, relative to a fresh target's weights;
             mean weights that are fresh themselves hold the rest of the variance.
         pace: How much faster than by itself an optimizer such as Adam moves what is generated beside mean weights: the last
             layers hold numbers so many times smaller, and what they give is multiplied. None: 4 where networks answer to
@@ -49,8 +49,8 @@ class GeneratorConfig:
     start              a code is                    weights are                            what components have of their own
     ================== ============================ ====================================== ================================
     ``"mean_weights"`` its filter's trained mean,   trained means, plus what is generated  mean codes and mean weights: the
-                       plus `spread` times what z   from the code less what is from its    first component's are the
-                       gives                        mean. Means are in the target's        target's own, the others' random
+                       plus `spread` times what z   from the code less what is from that   first component's are the
+                       gives                        of z = 0. Means are in the target's    target's own, the others' random
                                                     units, so that the learning rate of    with the same deviation
                                                     the plain target fits
     ``"mean_code"``    the same                     generated from the code; means only    mean codes
@@ -169,7 +169,7 @@ class GeneratorConfig:
 
     @property
     def relative(self) -> bool:
-        """Whether what a code makes is added to trained mean weights, less what the mean code of its component makes."""
+        """Whether what a code makes is added to trained mean weights, less what that of z = 0 makes."""
         return self.start in ("mean_weights", "pretrained")
 
     @property

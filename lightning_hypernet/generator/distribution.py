@@ -60,11 +60,13 @@ class WeightDistribution(nn.Module, ABC):
     ============= ==================================================================================================
 
     `configured` says whether it is made of a `GeneratorConfig`. `trunk` says whether all networks are one, which trains alone.
+    `least_networks` is how many a training step draws at least where nothing else says so.
     """
 
     density: ClassVar[Literal["none", "given_z", "bound", "exact"]] = "none"
     configured: ClassVar[bool] = True
     trunk: bool = False
+    least_networks: int = 1
 
     @classmethod
     def noise(cls, banks: FilterBanks, options: Mapping[str, Any]) -> int | None:

@@ -23,8 +23,8 @@ class Generator(WeightDistribution):
 
     .. math:: z \to \mathrm{codes} = m_k + \sigma E(z) \to \mathrm{filters} = W_l(\mathrm{code}) \to \theta
 
-    Beside trained mean weights lies what a code makes less what the mean code :math:`m_k` makes: the mean weights alone are
-    what all networks of a component share, and learn it under the rate and the weight decay of the plain target.
+    Beside trained mean weights lies what a code makes less what that of :math:`z = 0` makes: the mean weights alone are what
+    all networks of a component share, and learn it under the rate and the weight decay of the plain target.
 
     References:
         | A Generative Model for Sampling High-Performance and Diverse Weights for Neural Networks (Deutsch et al., 2019)
@@ -65,6 +65,7 @@ class Generator(WeightDistribution):
         )
         self.conditioner = self._conditioner(setting.context_dim)
         self._warm_up(setting.first)
+        self.least_networks = 2 if any(isinstance(module, Norm) for module in self.modules()) else 1
         if config.start == "pretrained":
             self._keep_means(setting.first.to(next(self.parameters())), filters)
         self.to(dtypes.pop())
@@ -87,8 +88,7 @@ class Generator(WeightDistribution):
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
-        given = first.to(next(self.parameters())).given(None)
-        features = self.features(replace(given, component=torch.arange(len(first)) % self.components))
+        features = self.features(first.to(next(self.parameters())).given(None))
         for generate, one in zip(self.weight_generators, features, strict=True):
             assert isinstance(generate, WeightGenerator)
             if self._relative and (size := one.square().mean().sqrt()):
@@ -143,10 +143,7 @@ class Generator(WeightDistribution):
         return float(self.components) if self.training else 1.0
 
     def codes(self, latents: Latents) -> Tensor:
-        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other.
-
-        Where what is generated lies beside mean weights, the mean code of every component follows.
-        """
+        """Map S latents to codes, ``(S, filters, code_size)``: the filters of all banks, one bank after the other."""
         codes: Tensor = self.extractor(latents)
         if codes.shape != (wanted := (len(latents), self.banks.filters, codes.shape[-1])):
             raise ValueError(
@@ -154,11 +151,14 @@ class Generator(WeightDistribution):
             )
         if self.mean_codes is None:
             return codes
-        components = latents.component
-        if self._relative:
-            codes = F.pad(codes, (0, 0, 0, 0, 0, self.components))
-            components = torch.cat([components, torch.arange(self.components, device=components.device)])
-        return torch.add(rows_of(self.mean_codes, components, self._own_gradient), codes, alpha=self.spread)
+        return torch.add(rows_of(self.mean_codes, latents.component, self._own_gradient), codes, alpha=self.spread)
+
+    def _with_zeros(self, latents: Latents) -> Latents:
+        """The latents, and after them a z of zeros for every component."""
+        every = torch.arange(self.components, device=latents.component.device)
+        more = (0, 0, 0, self.components)
+        context = None if latents.context is None else F.pad(latents.context, more)
+        return Latents(F.pad(latents.z, more), torch.cat([latents.component, every]), context)
 
     def _of_banks(self, codes: Tensor) -> list[Tensor]:
         """What the weight generators make of codes ``(S, filters, code_size)``, for every bank ``(S, filters, width)``."""
@@ -199,7 +199,7 @@ class Generator(WeightDistribution):
         """
         if self.trunk:
             return []
-        features = self._of_banks(self.codes(latents))
+        features = self._of_banks(self.codes(self._with_zeros(latents) if self._relative else latents))
         if self._relative:
             count = len(latents)
             features = [one[:count] - rows_of(one[count:], latents.component, 1.0) for one in features]

@@ -26,9 +26,9 @@ class WeightGenerator(nn.Module):
 
     c and s are the mean and the deviation of the target's own values, constants per number of a filter, so that a sampled
     network starts with the statistics of a fresh target. The trained mean weights m of component k exist for banks of one
-    filter, and for all banks that start from mean or pretrained weights. They are in the target's own units: an optimizer moves
-    and decays them as it does the plain target, and with g = 0 they are all there is. Of an adapter they are the target's own,
-    a buffer, and g = 1.
+    filter, and for all banks that start from mean or pretrained weights, where raw is what the code makes less what that of
+    z = 0 makes. They are in the target's own units: an optimizer moves and decays them as it does the plain target, and with
+    g = 0 they are all there is. Of an adapter they are the target's own, a buffer, and g = 1.
 
     Args:
         bank: The bank.

@@ -47,7 +47,7 @@ def train(seed):
     x[torch.arange(96), 0, y] += 1
     loader = DataLoader(TensorDataset(x, y), 32)
     hypernet = Hypernet(
-        small(), example_inputs=x[:2], samples=4, latent_dim=8, components=2, generator={"pace": 4}
+        small(), example_inputs=x[:2], samples=4, latent_dim=8, components=2, generator={"pace": 4, "gain": 2.0}
     ).train()  # whose networks come to differ in few steps
     optimizer = torch.optim.Adam(hypernet.parameters(), lr=3e-3)
     for _ in range(120):

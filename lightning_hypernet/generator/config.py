@@ -26,7 +26,8 @@ class GeneratorConfig:
             width numbers; or one of a plug-in.
         extractor_hidden: Widths of the hidden layers of the extractor; of none z itself makes the codes.
         start: Where training starts, one of the five starts below.
-        spread: Share of z in a code at the start; beside mean weights the size of what is generated is `gain` in any case.
+        spread: Share of z in a code at the start; beside mean weights the size of what is generated is `gain`,
+            but for shares below a thousandth or so.
         gain: Root mean square of what is generated beside mean weights at the start, relative to a fresh target's weights;
             mean weights that are fresh themselves hold the rest of the variance.
         pace: How much faster than by itself an optimizer such as Adam moves what is generated beside mean weights: the last

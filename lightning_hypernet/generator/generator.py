@@ -17,6 +17,9 @@ from lightning_hypernet.generator.weight_generators import WeightGenerator
 from lightning_hypernet.registry import made
 from lightning_hypernet.target.modes import evaluating
 
+_LEAST = 1e-3
+"""What is smaller at the start stays as it is: blown up, it would be rounding, and beyond what half precision holds."""
+
 
 class Generator(WeightDistribution):
     r"""The paper's weight distribution: a deterministic map from latents to weights, whose density is not known.
@@ -91,7 +94,7 @@ class Generator(WeightDistribution):
         features = self.features(first.to(next(self.parameters())).given(None))
         for generate, one in zip(self.weight_generators, features, strict=True):
             assert isinstance(generate, WeightGenerator)
-            if self._relative and (size := one.square().mean().sqrt()):
+            if self._relative and (size := one.square().mean().sqrt()) > _LEAST:
                 generate.head.weight /= size
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

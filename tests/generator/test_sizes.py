@@ -139,6 +139,13 @@ def test_the_gain_is_the_deviation_of_what_is_generated_in_units_of_the_target(n
         assert deviation.item() == pytest.approx(gain * target.get_parameter(name).std(correction=0).item(), rel=0.2), name
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-6, 1.0])
+def test_what_hardly_moves_is_not_blown_up_beyond_half_precision(spread):
+    torch.manual_seed(0)
+    hypernet = Hypernet(SMALL["mlp"]().half(), generator={"spread": spread})
+    assert all(value.isfinite().all() for value in hypernet.sample(3).weights.values())
+
+
 def test_the_size_of_what_is_generated_is_as_exact_as_the_target():
     assert Hypernet(SMALL["mlp"]().double()).generator.weight_generators[0].gain.item() == 0.3
 

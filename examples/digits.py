@@ -161,6 +161,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)  # networks this small run no faster on two
+    options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     data, images, labels = load()
 

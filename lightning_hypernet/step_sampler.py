@@ -38,6 +38,9 @@ class StepSampler(MemberSampler):
     samples: int
     smallest: int
     conditions: Conditions | None = None
+    population: Population | None
+    _dealt: dict[int, list[int]]
+    _density: Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +48,6 @@ class StepSampler(MemberSampler):
 
     def leave_step(self) -> None:
         """Be outside of any step, with nothing drawn."""
-        self.population: Population | None = None
         self._steps = 0
         self._context: Tensor | None = None
         self._given: Latents | Encoded | None = None
@@ -59,9 +61,7 @@ class StepSampler(MemberSampler):
 
     def _begin(self) -> None:
         """Have nothing drawn, and no batch dealt out."""
-        self.population = None
-        self._dealt: dict[int, list[int]] = {}
-        self._density: Tensor | None = None
+        vars(self).update(population=None, _dealt={}, _density=None)  # without what a module asks of every name
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but what belongs to the present step."""

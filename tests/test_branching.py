@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -222,13 +223,14 @@ def test_manual_optimization_is_refused():
         train(Manual(), [callback_of()])
 
 
-def test_a_strategy_that_wants_all_parameters_used_is_refused():
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True, "static_graph": True}], ids=str)
+def test_a_strategy_that_wants_all_parameters_used_is_refused(options):
     callback = callback_of()
     message = r"branch=0\.5 leaves parameters unused at first: set strategy='ddp_find_unused_parameters_true', or leave out"
     with mock.patch.dict(os.environ):  # where a launcher leaves its port
         try:
             with pytest.raises(ValueError, match=message):
-                train(Classifier(), [callback], strategy="ddp", devices=1)
+                train(Classifier(), [callback], strategy=DDPStrategy(**options), devices=1)
         finally:
             torch.distributed.destroy_process_group()
 

@@ -167,6 +167,8 @@ def main() -> None:
             raise SystemExit(f"seeds from {TUNED_FROM} on are those that settings are tried with; take lower ones")
         harness = Harness(options.problem, options.out, options.data_dir, options.steps)
         one = options.command == "row"
+        if one and options.like and set(METHODS[options.like].settings[0]) != set(METHODS[options.method].settings[0]):
+            raise SystemExit(f"{options.method} can't be like {options.like}: their settings name other things")
         for name, budget in [(options.method, options.budget)] if one else everything():
             harness.row(name, budget, options.seeds, options.like if one else None)
         print(table([line for line in harness.lines if not one or line["method"] == options.method]))

@@ -341,11 +341,21 @@ def test_the_command_line(tmp_path):
     assert rows[1][-2] == "3.0"
     plot(lines, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
-    refused = subprocess.run(
-        [sys.executable, SCRIPT, "row", "digits", "network", "--seeds", "100"], capture_output=True, text=True
-    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["network", "--seeds", "100"], "seeds from 100 on are those that settings are tried with"),
+        (["snapshots", "--like", "network"], "snapshots can't be like network: their settings name other things"),
+    ],
+    ids=["seed", "like"],
+)
+def test_the_command_line_refuses(options, message):
+    refused = subprocess.run([sys.executable, SCRIPT, "row", "digits", *options], capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "seeds from 100 on are those that settings are tried with" in refused.stderr
+    assert message in refused.stderr
 
 
 @pytest.mark.slow

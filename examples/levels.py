@@ -1,4 +1,4 @@
-"""Rates layer by layer: each layer's code has a beta of its own, and its rate follows that and hardly the other's.
+"""Rates layer by layer: each layer's code has a beta of its own, and its rate follows that, and the other's little.
 
 The table of Xiao and Bamler (2023), remade for weights: the first and the last layer of a classifier of scikit-learn's digits
 have 128 latent numbers each, which a fixed, random generator maps to their weights, so that all that is learnt from the 400
@@ -71,7 +71,7 @@ def trained(betas: tuple[float, float], train: Data, test: Data, steps: int, see
         "model", latent_dim=sum(levels.values()), deal="batch", gauge="none", execution="loop",
         encoder={"name": "deep_sets", "inputs": 64, "classes": 10, "levels": levels, "sigma": 0.05},
         generator={"extractor": {"name": "levels", "levels": list(levels.values()), "wings": [1, 1]}, "merge": [],
-                   "code_size": 32, "hidden": [], "gain": 5.0},
+                   "code_size": 32, "hidden": [], "gain": 10.0},
         diversity={"rate": {"examples": TRAINING, "beta": {"both": 10.0, "first": betas[0], "last": betas[1]}}},
     )  # fmt: skip
     trainer = pl.Trainer(

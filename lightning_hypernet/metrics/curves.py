@@ -22,7 +22,8 @@ class ReliabilityCurve(PopulationMetric):
     """How often the mean probability is right, by how sure it is.
 
     `compute` gives ``(3, bins)``: the mean confidence of every bin of equal width, its accuracy, both NaN for an empty bin, and
-    its share of the examples.
+    its share of the examples. A confidence on an edge is in the bin above, as in `EnsembleCalibrationError`, to which the bins
+    add up.
 
     References:
         | On Calibration of Modern Neural Networks (Guo et al., 2017)
@@ -43,7 +44,8 @@ class ReliabilityCurve(PopulationMetric):
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
         confidence, said = probabilities.double().mean(0).max(-1)
-        bin_of = (confidence * self.bins).ceil().long().clamp(1, self.bins) - 1
+        edges = torch.linspace(0, 1, self.bins + 1, device=confidence.device)[1:-1]
+        bin_of = torch.bucketize(confidence.float(), edges, right=True)
         rows = torch.stack([confidence, (said == labels).double(), torch.ones_like(confidence)])
         self.sums += torch.zeros_like(self.sums, device=rows.device).index_add_(1, bin_of, rows).to(self.sums)
 

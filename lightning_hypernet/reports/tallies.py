@@ -11,6 +11,7 @@ from lightning_hypernet.metrics import (
     EnsembleBrier,
     EnsembleCalibrationError,
     EnsembleNLL,
+    ReliabilityCurve,
     population_metrics,
 )
 
@@ -48,9 +49,9 @@ class ClassTally:
             }
             for _ in range(members)
         ]
-        for metric in (*self.together.values(), *(one for metrics in self.alone for one in metrics.values())):
+        self.curve = ReliabilityCurve(BINS).to(device)
+        for metric in (*self.together.values(), self.curve, *(one for metrics in self.alone for one in metrics.values())):
             metric.distributed_available_fn = _alone  # each rank tells of its own part: one may measure while others do not
-        self.bins = torch.zeros(BINS, 3, dtype=torch.double)
         self.differing = torch.zeros(members, members, dtype=torch.double)
         self.count = 0
 
@@ -59,14 +60,11 @@ class ClassTally:
         if not len(labels):
             return
         predictions = predictions.float()
-        for metric in self.together.values():
+        for metric in (*self.together.values(), self.curve):
             metric.update(predictions, labels)
         for index, metrics in enumerate(self.alone):
             for metric in metrics.values():
                 metric.update(predictions[index : index + 1], labels)
-        confidence, said = (one.cpu() for one in predictions.double().mean(0).max(-1))
-        rows = torch.stack([torch.ones_like(confidence), confidence, (said == labels.cpu()).double()], 1)
-        self.bins.index_add_(0, (confidence * BINS).long().clamp(max=BINS - 1), rows)
         votes = predictions.argmax(-1)
         self.differing += (votes[:, None] != votes[None]).double().sum(-1).cpu()
         self.count += len(labels)
@@ -91,8 +89,8 @@ class ClassTally:
 
     def reliability(self) -> Tensor:
         """For every bin of confidence: examples, mean confidence, accuracy; ``(bins, 3)``, zeros where there are none."""
-        counts = self.bins[:, :1]
-        return torch.cat([counts, self.bins[:, 1:] / counts.clamp(min=1)], 1)
+        confidence, accuracy, share = self.curve.compute().cpu().double()
+        return torch.stack([(share * self.count).round(), confidence, accuracy], 1).nan_to_num()
 
 
 class NumberTally:

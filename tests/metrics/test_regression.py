@@ -6,10 +6,12 @@ import matplotlib as mpl
 import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torch.nn import functional as F
 
 from lightning_hypernet.metrics import (
     CRPS,
     Coverage,
+    EnsembleCalibrationError,
     EnsembleIoU,
     EnsembleNLL,
     EnsembleRMSE,
@@ -189,7 +191,7 @@ def test_reliability_is_that_of_a_loop():
     metric.update(probabilities[:, 9:], labels[9:])
     found = metric.compute()
     for index in range(5):
-        inside = [one for one in range(40) if index / 5 < mean[one].max() <= (index + 1) / 5]
+        inside = [one for one in range(40) if index / 5 <= mean[one].max() < (index + 1) / 5]
         assert found[2, index].item() == pytest.approx(len(inside) / 40)
         if inside:
             assert found[0, index].item() == pytest.approx(sum(mean[one].max().item() for one in inside) / len(inside))
@@ -200,6 +202,18 @@ def test_reliability_is_that_of_a_loop():
     figure, axes = metric.plot()
     assert axes.get_xlabel() == "confidence"
     mpl.pyplot.close(figure)
+
+
+def test_the_reliability_of_votes_whose_shares_are_edges_of_bins_adds_up_to_the_calibration_error():
+    most, most_count = torch.tensor([[0, 7], [1, 8], [2, 9], [0, 10]]).T
+    said = torch.where(torch.arange(15)[:, None] < most_count, most, (most + torch.arange(15)[:, None] % 2 + 1) % 3)
+    votes, labels = F.one_hot(said).float(), torch.where(most_count == 9, most, (most + 1) % 3)  # those of 0.6 alone are right
+    curve, error = ReliabilityCurve(5), EnsembleCalibrationError(3, bins=5)
+    for metric in (curve, error):
+        metric.update(votes, labels)
+    confidence, accuracy, share = curve.compute()
+    assert share.tolist() == [0, 0, 0.5, 0.5, 0]
+    torch.testing.assert_close((share * (confidence - accuracy).abs()).nansum(), error.compute())
 
 
 def test_numbers_drawn_from_the_mixture_lie_below_its_quantiles_as_often_as_the_levels_say():

@@ -1,4 +1,4 @@
-"""Rates layer by layer: each layer's code has a beta of its own, and its rate follows that, and the other's little.
+"""Rates layer by layer: each layer's code has a beta of its own, and its rate falls with that, and little with the other's.
 
 The table of Xiao and Bamler (2023), remade for weights: the first and the last layer of a classifier of scikit-learn's digits
 have 128 latent numbers each, which a fixed, random generator maps to their weights, so that all that is learnt from the 400

@@ -204,8 +204,8 @@ class Generator(WeightDistribution):
             return []
         features = self._of_banks(self.codes(self._with_zeros(latents) if self._relative else latents))
         if self._relative:
-            halves = [one.split([len(latents), self.components]) for one in features]
-            features = [drawn - rows_of(zeros, latents.component, 1.0) for drawn, zeros in halves]
+            parts = [one.split([len(latents), self.components]) for one in features]
+            features = [drawn - rows_of(zeros, latents.component, 1.0) for drawn, zeros in parts]
         if self.conditioner is not None and latents.context is not None:
             given = self.conditioner.features(latents.context)
             features = [self.conditioner.gate(given, one, bank) for bank, one in enumerate(features)]

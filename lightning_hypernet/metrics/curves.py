@@ -23,7 +23,7 @@ class ReliabilityCurve(PopulationMetric):
 
     `compute` gives ``(3, bins)``: the mean confidence of every bin of equal width, its accuracy, both NaN for an empty bin, and
     its share of the examples. A confidence on an edge is in the bin above, as in `EnsembleCalibrationError`, to which the bins
-    add up.
+    add up, but that one of exactly 1, which torchmetrics counts apart there, is in the last bin here.
 
     References:
         | On Calibration of Modern Neural Networks (Guo et al., 2017)
@@ -43,10 +43,10 @@ class ReliabilityCurve(PopulationMetric):
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch of probabilities ``(members, batch, classes)`` and labels ``(batch,)``."""
-        confidence, said = probabilities.double().mean(0).max(-1)
-        edges = torch.linspace(0, 1, self.bins + 1, device=confidence.device)[1:-1]
+        confidence, said = probabilities.mean(0).max(-1)
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float32, device=confidence.device)[1:-1]
         bin_of = torch.bucketize(confidence.float(), edges, right=True)
-        rows = torch.stack([confidence, (said == labels).double(), torch.ones_like(confidence)])
+        rows = torch.stack([confidence.double(), (said == labels).double(), torch.ones_like(confidence)])
         self.sums += torch.zeros_like(self.sums, device=rows.device).index_add_(1, bin_of, rows).to(self.sums)
 
     def compute(self) -> Tensor:

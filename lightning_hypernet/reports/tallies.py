@@ -89,8 +89,8 @@ class ClassTally:
 
     def reliability(self) -> Tensor:
         """For every bin of confidence: examples, mean confidence, accuracy; ``(bins, 3)``, zeros where there are none."""
-        confidence, accuracy, share = self.curve.compute().cpu().double()
-        return torch.stack([(share * self.count).round(), confidence, accuracy], 1).nan_to_num()
+        confidence, accuracy, _ = self.curve.compute().double().cpu()
+        return torch.stack([self.curve.sums[2].double().cpu(), confidence, accuracy], 1).nan_to_num()
 
 
 class NumberTally:

@@ -75,13 +75,14 @@ def noise(hypernet: Hypernet, component: int | None, images: Images) -> dict[str
     spread = {name: value.std(0) for name, value in hypernet.sample(100, component).weights.items()}
     repeated = hypernet.sample(1, component)[torch.zeros(10, dtype=torch.long)]
     weights = {name: value + spread[name] * torch.randn_like(value) for name, value in repeated.weights.items()}
-    noisy = replace(repeated, weights=weights)
-    halfway = replace(noisy[:5], weights={name: (value[:5] + value[5:]) / 2 for name, value in weights.items()})
+    middle = {name: (value[:5] + value[5:]) / 2 for name, value in weights.items()}
+    noisy = replace(repeated, networks=repeated.networks.others(weights))
+    halfway = replace(repeated[:5], networks=repeated.networks.others(middle))
     found = {"spread": round(float(torch.cat([value.flatten() for value in spread.values()]).square().mean().sqrt()), 5)}
     scores = measure(partial(hypernet.run, noisy), images)
     found |= {name: round(100 * scores[name], 2) for name in ("member_accuracy", "majority_accuracy", "disagreement")}
-    middle = accuracies(hypernet, halfway, images.loader(BATCH, shuffle=False))
-    return found | {"paths_midpoint": round(100 * float(middle.mean()), 2)}
+    between = accuracies(hypernet, halfway, images.loader(BATCH, shuffle=False))
+    return found | {"paths_midpoint": round(100 * float(between.mean()), 2)}
 
 
 def save(figure: Any, path: Path) -> None:

@@ -85,6 +85,15 @@ class Codebook(nn.Module):
         return x + (self.codes[nearest] - x).detach()
 
 
+class OneCode(Codebook):
+    """All vectors are nearest to one code, wherever that is moved, so that counts alone seem to be averages."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.codes[1:] += 100
+        self.sums.copy_(self.codes)
+
+
 class Queue(nn.Module):
     """The last outputs, as in MoCo."""
 
@@ -120,6 +129,7 @@ LAYERS = {
     "welford": Welford,
     "debiased": Debiased,
     "codebook": Codebook,
+    "one_code": OneCode,
     "queue": Queue,
     "watched": Watched,
 }

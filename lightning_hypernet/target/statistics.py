@@ -254,8 +254,13 @@ class Statistics:
             share = ratio.mean().item()
             if ratio.numel() and (ratio - share).abs().max() < 1e-3 and -1e-3 < share < 1 - 1e-3:
                 self._shares[name] = max(0.0, share)
-        odd = {name.rpartition(".")[0] for name in floats if self._shares[name] is None}
-        self._shares |= {name: None for name in floats if name.rpartition(".")[0] in odd}  # as a codebook's sums
+        odd = [name for name in floats if self._shares[name] is None]
+        averages = {name: moved[name] for name in floats if self._shares[name] is not None}
+        if odd and averages:
+            with _same_random_numbers():
+                _, later = self._of_one(weights, arguments, averages)
+            if any(_differ(later[name], after[name]) for name in odd):  # which read them, as codes do their sums
+                self._shares |= dict.fromkeys(averages)
         counters = {name: ~before[name] if before[name].dtype == torch.bool else before[name] + _FAR
                     for name in self._shares if not before[name].is_floating_point()}  # fmt: skip
         if not counters:

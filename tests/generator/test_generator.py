@@ -101,7 +101,7 @@ def test_mean_weights_learn_as_the_targets_own_parameters_would():
     own = dict(target.named_parameters())
     for name, value in weights.items():
         correlations = torch.corrcoef(torch.cat([own[name].detach()[None], value.detach()]).flatten(1))[0, 1:]
-        assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < 0.8, name
+        assert correlations[1] > 0.8 and correlations[[0, 2]].abs().max() < (0.8 if value[0].numel() < 50 else 0.5), name
     upstream = {name: torch.randn_like(value) for name, value in weights.items()}
     loss = sum((weights[name] * value).sum() for name, value in upstream.items())
     offsets = [weight_generator.means for weight_generator in generator.weight_generators]

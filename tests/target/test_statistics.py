@@ -94,6 +94,21 @@ class OneCode(Codebook):
         self.sums.copy_(self.codes)
 
 
+class Apart(nn.Module):
+    """Codes that are made of the sums of a module within."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.sums = RunningNorm(features)
+        self.register_buffer("codes", torch.zeros(features))
+
+    def forward(self, x):
+        self.sums(x)
+        if self.training:
+            self.codes = (self.codes + self.sums.mean.square()).detach()
+        return x + self.codes
+
+
 class Queue(nn.Module):
     """The last outputs, as in MoCo."""
 
@@ -130,6 +145,7 @@ LAYERS = {
     "debiased": Debiased,
     "codebook": Codebook,
     "one_code": OneCode,
+    "apart": Apart,
     "queue": Queue,
     "watched": Watched,
 }

@@ -24,4 +24,4 @@ def hypernet_register_presets(register: Callable[[str, Mapping[str, Any]], None]
     register("deep_ensemble", {"components": 10})
     register("finetune", {"generator": "pretrained", "components": 3})
     register("reproduce", PAPER)
-    register("manifold", {"components": 1, "diversity": {"variance": 0.03}})
+    register("manifold", {"components": 1, "diversity": {"variance": 0.1}})

@@ -29,7 +29,7 @@ SHOWN = {"member_accuracy": "member %", "accuracy": "ensemble %", "cnll": "cNLL"
 def trained(harness: Harness, gauge: str, loss: str, weight: float, seed: int) -> tuple[Any, Any]:
     """What a training leaves, and the images of its seed."""
     task = harness.task(seed, 1.0)
-    return hypernetwork(task, **SETTING, gauge=gauge, diversity={loss: weight}, samples=8, generator={"pace": 4.0}), task.parts
+    return hypernetwork(task, **SETTING, gauge=gauge, diversity={loss: weight}), task.parts
 
 
 def row(

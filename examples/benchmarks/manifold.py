@@ -5,6 +5,7 @@ the accuracy on the way between two networks, straight in weights and straight i
 independent networks as the problem's `independent-3` has, at the same images.
 
     python manifold.py mnist5k --seeds 0 1 2 --data-dir DATA
+    python manifold.py mnist5k --seeds 0 1 2 3 4 5 6 7 8 9 --families "the preset" --data-dir DATA
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from frontier import Harness
 from frontier_methods import METHODS
@@ -26,15 +28,14 @@ from lightning_hypernet.analysis import paths
 
 SETTING = {"lr": 0.01, "weight_decay": 0.05}
 OPTIONS: dict[str, Mapping[str, Any]] = {
-    "variance 0.1": {"diversity": {"variance": 0.1}},
+    "variance 0.03": {"diversity": {"variance": 0.03}},
+    "the preset": {"preset": "manifold"},
     "variance 0.3": {"diversity": {"variance": 0.3}},
     "variance 1": {"diversity": {"variance": 1.0}},
     "variance 1, gauge softmax": {"diversity": {"variance": 1.0}, "gauge": "softmax"},
-    "variance 1, hidden layers": {"diversity": {"variance": 1.0}, "generator": {"hidden": [64, 64]}},
 }
+WAYS = ("direct", "interpolated")
 TOLD = ("member_accuracy", "accuracy", "cnll", "disagreement")
-NETWORKS = 8
-"""Of a step."""
 BATCHES, PAIRS, POINTS = 4, 6, 5
 """Batches of 500 test images, pairs of networks and points on each way."""
 
@@ -42,15 +43,14 @@ BATCHES, PAIRS, POINTS = 4, 6, 5
 def family(harness: Harness, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of one family and the mean accuracies on both ways, in percent."""
     task = harness.task(seed, 1.0)
-    generator = {"pace": 4.0, **options.get("generator", {})}
-    callback = HypernetCallback("model", samples=NETWORKS, **{**options, "generator": generator})
+    callback = HypernetCallback("model", **options)
     fit_quietly(task, **SETTING, callbacks=[callback])
     hypernet = callback.hypernet.eval()
     ensemble = hypernet.ensemble(MEMBERS, loader=task.calm())
     images = list(islice(task.parts.test.loader(500, shuffle=False), BATCHES))
     ways = paths(hypernet, images, PAIRS, POINTS)
     found = {name: value for name, value in scores(Trained(ensemble.members), task.parts).items() if name in TOLD}
-    return found | {name: (100 * getattr(ways, name).mean(0)).tolist() for name in ("direct", "interpolated")}
+    return found | {name: (100 * getattr(ways, name).mean(0)).tolist() for name in WAYS}
 
 
 def apart(harness: Harness, seed: int) -> dict[str, Any]:
@@ -63,23 +63,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=("digits", "mnist5k"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--families", nargs="+", choices=tuple(OPTIONS), default=list(OPTIONS))
     parser.add_argument("--steps", type=int, help="of a training, for a glance")
     parser.add_argument("--data-dir", type=Path, default=Path())
     options = parser.parse_args()
     quiet()
     harness = Harness(options.problem, Path("unused.jsonl"), options.data_dir, options.steps)
-    found = {"independent-3": [apart(harness, seed) for seed in options.seeds]}
-    for name, chosen in OPTIONS.items():
-        found[name] = [family(harness, seed, chosen) for seed in options.seeds]
-    for name, runs in found.items():
-        means = {
-            key: torch.tensor([run[key] for run in runs]).mean(0) for key in (*TOLD, "direct", "interpolated") if key in runs[0]
-        }
-        print(
-            json.dumps(
-                {"family": name, **{key: [round(v, 4) for v in value.reshape(-1).tolist()] for key, value in means.items()}}
-            )
-        )
+    for name in ("independent-3", *options.families):
+        chosen = OPTIONS.get(name)
+        runs = [apart(harness, seed) if chosen is None else family(harness, seed, chosen) for seed in options.seeds]
+        found = {key: torch.tensor([run[key] for run in runs]).double() for key in (*TOLD, *WAYS) if key in runs[0]}
+        line = {key: [told(value.mean(0)), told(error(value))] for key, value in found.items()}
+        print(json.dumps({"family": name, "seeds": options.seeds, **line}), flush=True)
+
+
+def error(values: Tensor) -> Tensor:
+    """The standard error of the mean over seeds, the first axis; zero of a single one."""
+    return values.std(0, correction=min(1, len(values) - 1)) / len(values) ** 0.5
+
+
+def told(value: Tensor) -> Any:
+    """Numbers that are short enough to read."""
+    return [round(one, 4) for one in value.tolist()] if value.ndim else round(value.item(), 4)
 
 
 if __name__ == "__main__":

@@ -409,11 +409,13 @@ def test_a_table_tells_what_an_ensemble_is_worth():
 @pytest.mark.slow
 def test_families_are_compared_by_the_command_line():
     command = [sys.executable, SCRIPT.with_name("manifold.py"), "digits", "--seeds", "0", "1", "--steps", "9"]
+    command += ["--families", "the preset", "variance 1"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in told.splitlines()]
-    assert [row["family"] for row in rows][:2] == ["independent-3", "variance 0.1"]
-    assert all(len(row["direct"]) == len(row["interpolated"]) == 5 for row in rows[1:])
-    assert all(0 < row["accuracy"][0] < 100 for row in rows)
+    assert [row["family"] for row in rows] == ["independent-3", "the preset", "variance 1"]
+    for row in rows[1:]:
+        assert [len(part) for way in ("direct", "interpolated") for part in row[way]] == [5, 5, 5, 5]
+    assert all(0 < row["accuracy"][0] < 100 and row["accuracy"][1] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Is the manifold of networks one? Members of one family, how they differ, and the ways between them.
 
-For several generators and weights of the variance: the members and their ensemble, on how many test images they disagree, and
+For several weights of the variance, and one gauge: the members and their ensemble, on how many test images they disagree, and
 the accuracy on the way between two networks, straight in weights and straight in latents. Beside them stand as many
 independent networks as the problem's `independent-3` has, at the same images.
 
@@ -72,19 +72,14 @@ def main() -> None:
     for name in ("independent-3", *options.families):
         chosen = OPTIONS.get(name)
         runs = [apart(harness, seed) if chosen is None else family(harness, seed, chosen) for seed in options.seeds]
-        found = {key: torch.tensor([run[key] for run in runs]).double() for key in (*TOLD, *WAYS) if key in runs[0]}
-        line = {key: [told(value.mean(0)), told(error(value))] for key, value in found.items()}
+        found = {key: torch.tensor([run[key] for run in runs], dtype=torch.double) for key in (*TOLD, *WAYS) if key in runs[0]}
+        line = {key: [one.round(decimals=4).tolist() for one in (value.mean(0), error(value))] for key, value in found.items()}
         print(json.dumps({"family": name, "seeds": options.seeds, **line}), flush=True)
 
 
 def error(values: Tensor) -> Tensor:
     """The standard error of the mean over seeds, the first axis; zero of a single one."""
     return values.std(0, correction=min(1, len(values) - 1)) / len(values) ** 0.5
-
-
-def told(value: Tensor) -> Any:
-    """Numbers that are short enough to read."""
-    return [round(one, 4) for one in value.tolist()] if value.ndim else round(value.item(), 4)
 
 
 if __name__ == "__main__":

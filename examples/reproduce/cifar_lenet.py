@@ -19,16 +19,16 @@ def main() -> None:
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")
         chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_lenet"), "diversity": {"entropy": 1e-3}}
+        chosen["samples"] = 10
     elif options.what == "spread":  # networks that differ within a component too
         module = Classifier(lenet(), "sgd", 0.05, options.steps or 16_000, weight_decay=5e-4)
-        chosen = {"components": 5, "example_inputs": train[0][0][None], "diversity": {"variance": 1.0}}
+        chosen = {"components": 5, "samples": 10, "example_inputs": train[0][0][None], "diversity": {"variance": 1.0}}
     else:  # SGD as for one LeNet; `smaller` and `five` take twice the steps, of half the images
         decay = 1.5e-3 if options.what == "decayed" else 5e-4
         steps = options.steps or (48_000 if halved else 24_000)
         module = Classifier(lenet(), "sgd", 0.05, steps, weight_decay=decay)
-        components = 5 if options.what == "five" else 10
-        chosen = {"components": components, "samples": components, "generator": {"gain": 0.05}, "gauge": "none"}
-    fit(module, train, 640 if halved else 1280, folder, [HypernetCallback(target="model", **{"samples": 10, **chosen})])
+        chosen = {"components": 5 if options.what == "five" else 10, "generator": {"gain": 0.05}, "gauge": "none"}
+    fit(module, train, 640 if halved else 1280, folder, [HypernetCallback(target="model", **chosen)])
 
 
 if __name__ == "__main__":

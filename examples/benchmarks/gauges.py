@@ -4,7 +4,7 @@ The paper leaves it open. The data, the target, the optimizer and the schedule a
 0.01. Of several weights of each loss the validation part chooses one for every gauge, under seeds that are not reported.
 
     python gauges.py --seeds 0 1 2 3 4
-    python gauges.py --problem mnist5k --seeds 0 1 2 --entropy 0.001 --variance 0.03 --data-dir DATA
+    python gauges.py --problem mnist5k --seeds 0 1 2 --entropy 0.001 --variance 0.1 --data-dir DATA
 """
 
 import argparse

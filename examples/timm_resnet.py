@@ -1,6 +1,6 @@
 """A timm ResNet as the target: trained on digits at 32x32, evaluated, exported as ten plain ResNets that timm loads.
 
-The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in. Some eight
+The plain network and the hypernetwork see the same images. A diversity loss of one's own comes in as a plug-in. Some four
 minutes on one core.
 """
 
@@ -33,6 +33,7 @@ class Cosine(DiversityLoss):
     """Mean squared cosine between what two networks' weights deviate from the mean of all."""
 
     default_weight = 0.1
+    least_networks = 2
     reads_outputs = False
 
     def forward(self, population: Population) -> Tensor:
@@ -133,7 +134,7 @@ def main() -> None:
     single = fit(train, options.steps, options.seed, [])
     with torch.no_grad():
         alone = evaluate(single.model(images)[None], labels)
-    callback = HypernetCallback(target="model", diversity="cosine", samples=4, execution="loop", plugins=[Plugin()])
+    callback = HypernetCallback(target="model", diversity="cosine", execution="loop", plugins=[Plugin()])
     fit(train, options.steps, options.seed, [callback])
     ensemble = callback.hypernet.eval().ensemble(options.members)
     ensemble.update_statistics(DataLoader(train, BATCH), batches=4)

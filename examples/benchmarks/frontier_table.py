@@ -152,10 +152,10 @@ def median(runs: Sequence[Line], name: str) -> float:
     return float(np.median([run[name] for run in runs]))
 
 
-def spread(runs: Sequence[Line], name: str) -> tuple[float, float]:
-    """Mean and standard error of a score; of one run 0."""
-    values = [run[name] for run in runs]
-    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+def spread(runs: Sequence[Line], name: str) -> tuple[Any, Any]:
+    """Mean and standard error of a score, or of each of a list of them; of one run 0."""
+    values = np.array([run[name] for run in runs], dtype=float)
+    return values.mean(0), values.std(0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
 
 
 def unbeaten(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float, float]]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from frontier import TUNED_FROM, Harness
 from frontier_ours import hypernetwork, quiet
 from frontier_scores import choice, scores
+from frontier_table import mean
 
 GAUGES = ("none", "scale", "softmax", "permutation")
 WEIGHTS = {"entropy": (1e-4, 1e-3, 1e-2), "variance": (0.03, 0.1, 0.3)}
@@ -61,12 +62,9 @@ def main() -> None:
     for loss in WEIGHTS:
         for gauge in options.gauges:
             weight, runs = row(harness, gauge, loss, getattr(options, loss), options.seeds)
-            found = {name: np.array([run[name] for run in runs]) for name in SHOWN}
-            line = {"loss": loss, "gauge": gauge, "weight": weight, **{name: one.tolist() for name, one in found.items()}}
+            line = {"loss": loss, "gauge": gauge, "weight": weight, **{name: [run[name] for run in runs] for name in SHOWN}}
             print(json.dumps(line), flush=True)
-            error = max(len(runs), 2) ** -0.5
-            told = [f"{v.mean():.4f} ± {error * v.std(ddof=int(len(v) > 1)):.4f}" for v in found.values()]
-            table.add_row(loss, gauge, f"{weight:g}", *told)
+            table.add_row(loss, gauge, f"{weight:g}", *(mean(runs, name, 4) for name in SHOWN))
     Console(width=140).print(table)
 
 

@@ -15,13 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from frontier import Harness
 from frontier_methods import METHODS
 from frontier_ours import fit_quietly, quiet
 from frontier_scores import scores
+from frontier_table import spread
 from frontier_training import MEMBERS, Trained
 from lightning_hypernet import HypernetCallback
 from lightning_hypernet.analysis import paths
@@ -72,14 +70,8 @@ def main() -> None:
     for name in ("independent-3", *options.families):
         chosen = OPTIONS.get(name)
         runs = [apart(harness, seed) if chosen is None else family(harness, seed, chosen) for seed in options.seeds]
-        found = {key: torch.tensor([run[key] for run in runs], dtype=torch.double) for key in (*TOLD, *WAYS) if key in runs[0]}
-        line = {key: [one.round(decimals=4).tolist() for one in (value.mean(0), error(value))] for key, value in found.items()}
+        line = {key: [one.round(4).tolist() for one in spread(runs, key)] for key in (*TOLD, *WAYS) if key in runs[0]}
         print(json.dumps({"family": name, "seeds": options.seeds, **line}), flush=True)
-
-
-def error(values: Tensor) -> Tensor:
-    """The standard error of the mean over seeds, the first axis; zero of a single one."""
-    return values.std(0, correction=min(1, len(values) - 1)) / len(values) ** 0.5
 
 
 if __name__ == "__main__":

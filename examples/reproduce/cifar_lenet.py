@@ -18,8 +18,8 @@ def main() -> None:
     halved = options.what in ("smaller", "five")
     if options.what == "paper":  # 100 latent numbers, generators 400 wide; what the paper does not tell is ours
         module = Classifier(lenet(), "adam", 3e-4, options.steps or 32_000, "constant")
-        chosen = {"latent_dim": 100, "generator": GeneratorConfig.paper("cifar_lenet"), "diversity": {"entropy": 1e-3}}
-        chosen["samples"] = 10
+        generator = GeneratorConfig.paper("cifar_lenet")
+        chosen = {"latent_dim": 100, "samples": 10, "generator": generator, "diversity": {"entropy": 1e-3}}
     elif options.what == "spread":  # networks that differ within a component too
         module = Classifier(lenet(), "sgd", 0.05, options.steps or 16_000, weight_decay=5e-4)
         chosen = {"components": 5, "samples": 10, "example_inputs": train[0][0][None], "diversity": {"variance": 1.0}}

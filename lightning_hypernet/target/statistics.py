@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -254,23 +254,36 @@ class Statistics:
             share = ratio.mean().item()
             if ratio.numel() and (ratio - share).abs().max() < 1e-3 and -1e-3 < share < 1 - 1e-3:
                 self._shares[name] = max(0.0, share)
-        odd = [name for name in floats if self._shares[name] is None]
-        averages = {name: moved[name] for name in floats if self._shares[name] is not None}
-        if odd and averages:
-            with _same_random_numbers():
-                _, later = self._of_one(weights, arguments, averages)
-            if any(_differ(later[name], after[name]) for name in odd):  # which read them, as codes do their sums
-                self._shares |= dict.fromkeys(averages)
         counters = {name: ~before[name] if before[name].dtype == torch.bool else before[name] + _FAR
                     for name in self._shares if not before[name].is_floating_point()}  # fmt: skip
-        if not counters:
-            return
+        averages = {name: moved[name] for name in floats if self._shares[name] is not None}
+        followed = [name for name in (*floats, *counters) if name not in averages]
+        readers = self._readers(weights, arguments, after, averages, followed)  # as codes read their sums
+        late = self._readers(weights, arguments, after, counters, floats)  # as a warm-up reads its count
+        if readers or late or (counters and self._matters(weights, arguments, after, counters)):
+            self._shares = dict.fromkeys([*self._shares, *readers, *late])
+
+    def _readers(
+        self, weights: Tensors, arguments: Arguments, after: Tensors, moved: Tensors, followed: Sequence[str]
+    ) -> list[str]:
+        """Which of these buffers' updates, and which buffers that do not change yet, read those that are moved."""
+        assert self._shares is not None
+        if not moved:
+            return []
         with _same_random_numbers():
-            start, later = self._of_one(weights, arguments, counters)
-        late = [name for name in self._plain if name not in self._shares and _differ(start.get(name), later[name])]
-        read = any(_differ(later[name], after[name]) for name in floats)  # by the update itself, as a warm-up does
-        if late or read or self._matters(weights, arguments, after, counters):
-            self._shares = dict.fromkeys([*self._shares, *late])
+            _, later = self._of_one(weights, arguments, moved)
+        whole, self._whole = self._whole, True  # a module above may hold what does not change yet
+        with _same_random_numbers():
+            start, all_later = self._of_one(weights, arguments, moved)
+        self._whole = whole
+        begun = {**all_later, **start}
+        still = [
+            name
+            for name in self._plain
+            if name not in self._shares and begun[name].shape == all_later[name].shape  # what grows is told apart
+            if _differ(start.get(name), all_later[name])
+        ]
+        return still + [name for name in followed if _differ(later[name], after[name])]
 
     def _matters(self, weights: Tensors, arguments: Arguments, after: Tensors, counters: Tensors) -> bool:
         """Whether evaluation reads counters, as an average that takes its start off does."""

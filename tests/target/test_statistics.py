@@ -109,6 +109,21 @@ class Apart(nn.Module):
         return x + self.codes
 
 
+class Late(nn.Module):
+    """What is far from zero, by an average that is not yet after the first batch."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.sums = RunningNorm(features)
+        self.register_buffer("far", torch.zeros(features))
+
+    def forward(self, x):
+        self.sums(x)
+        if self.training and self.sums.mean.abs().max() > 0.3:
+            self.far = self.sums.mean.detach().clone()
+        return x + self.far
+
+
 class Queue(nn.Module):
     """The last outputs, as in MoCo."""
 
@@ -146,6 +161,7 @@ LAYERS = {
     "codebook": Codebook,
     "one_code": OneCode,
     "apart": Apart,
+    "late": Late,
     "queue": Queue,
     "watched": Watched,
 }

@@ -231,12 +231,19 @@ class Statistics:
             self._whole = True  # a module above decides
             own, again = before, after
         self._find_shares(weights, arguments, own, again)
-        named = [*odd, *(name for name, share in self._shares.items() if share is None)]
-        if named:
+        carried = [name for name, share in self._shares.items() if share is None]
+        kind = type(self._replicas.template).__name__
+        if carried:
             warnings.warn(
-                f"{', '.join(named)} of {type(self._replicas.template).__name__} change in training and are no averages over "
+                f"{', '.join(carried)} of {kind} change in training and are no averages over "
                 "batches, as counters, queues and codebooks are not: for every network they are carried through one pass over "
                 "the inputs, and every training step starts from the target's own",
+                stacklevel=2,
+            )
+        if odd:
+            warnings.warn(
+                f"{', '.join(odd)} of {kind} change their size in training, and networks side by side have buffers of one "
+                "size: every network keeps the target's own; give them a fixed size, of which a part is filled",
                 stacklevel=2,
             )
 

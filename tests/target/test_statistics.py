@@ -599,3 +599,30 @@ def test_what_a_step_takes_of_a_batch_by_attribute_is_followed():
     found = {name: value.clone() for name, value in population.buffers.items()}
     hypernet.update_statistics(others, population, inputs=lambda one: (one.more["y"], one.x))
     assert found and all(torch.equal(value, population.buffers[name]) for name, value in found.items())
+
+
+class Remembers(nn.Module):
+    """Keeps every batch, in a buffer that grows, and answers beside the mean of what it has kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+        self.register_buffer("memory", torch.zeros(1, 2).double())
+
+    def forward(self, x):
+        out = self.layer(x)
+        if self.training:
+            self.memory = torch.cat([self.memory, out.detach()])
+        return out - self.memory.mean(0)
+
+
+def test_a_buffer_that_grows_stays_the_targets_own_and_is_named():
+    torch.manual_seed(0)
+    hypernet = Hypernet(Remembers(), samples=2, members=2, execution="loop").train()
+    x = torch.randn(4, 3).double()
+    hypernet(x)
+    with pytest.warns(UserWarning, match="memory of Remembers change their size in training.*keeps the target's own") as told:
+        ensemble = hypernet.eval().ensemble(2)
+    ensemble.update_statistics([x, x])
+    assert len(told) == 1
+    assert all(torch.equal(one.memory, torch.zeros(1, 2).double()) for one in ensemble.materialize())

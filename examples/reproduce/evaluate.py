@@ -25,6 +25,7 @@ from lightning_hypernet.metrics import (
     SymmetryDistance,
     WeightCosine,
 )
+from mnist import PAPERS
 from scores import BATCH, measure, show
 from targets import TARGETS
 
@@ -163,7 +164,7 @@ def main() -> None:
     small = kind == "mnist"
     data = "mnist" if small else "cifar10"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, images = (one.to(device) for one in load(data, options.data_dir, standardise=not (small and what == "paper")))
+    train, images = (one.to(device) for one in load(data, options.data_dir, standardise=not (small and what in PAPERS)))
     target, example = (resnet32 if kind == "cifar_resnet" else TARGETS[data])(), images[0][0][None]
     hypernet = Hypernet.from_checkpoint(options.checkpoint, target, gauge="auto", example_inputs=example).to(device)
     training = [inputs for inputs, _ in islice(train.loader(BATCH, shuffle=True), 4)]

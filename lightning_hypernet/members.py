@@ -214,7 +214,7 @@ class Members(nn.Module):
             if self.recent or batches is not None or not all_ranks:
                 statistics = self._estimate(executor, decode(), batches)
             if all_ranks:
-                statistics = _averaged(statistics, {**self.statistics.tensors(), **self.others})
+                statistics = _averaged(statistics, {**self.statistics.tensors(), **self.others}, self.device)
             norms = self.statistics.tensors()
             self.statistics.update({name: value for name, value in statistics.items() if name in norms})
             self.others = {name: value for name, value in statistics.items() if name not in norms}
@@ -247,19 +247,23 @@ class Members(nn.Module):
         return executor.statistics.estimate(population.weights, inputs)
 
 
-def _averaged(statistics: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over the ranks that have some."""
+def _averaged(statistics: dict[str, Tensor], like: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The mean of each over the ranks that have it: what one rank's inputs leave alone another's may change."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return statistics
-    have = bool(statistics)
-    count = next(iter(like.values())).new_tensor(float(have), dtype=torch.float32) if like else torch.tensor(float(have))
-    distributed.all_reduce(count)
-    found = statistics if have else {name: torch.zeros_like(value) for name, value in like.items()}
-    for value in found.values():
-        if value.is_floating_point():
+    kinds = {name: (value.shape, value.dtype) for name, value in statistics.items()}
+    each: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(each, kinds)
+    found = statistics or {name: torch.zeros_like(value) for name, value in like.items()}
+    every = {name: kind for one in each for name, kind in one.items()}
+    for name, (shape, dtype) in sorted(every.items()):
+        if dtype.is_floating_point:
+            count = torch.tensor(float(name in statistics), device=device)
+            value = statistics[name] if name in statistics else torch.zeros(shape, dtype=dtype, device=device)
+            distributed.all_reduce(count)
             distributed.all_reduce(value)
-            value.div_(count.clamp(min=1))
-    return found if count > 0 else {}
+            found[name] = value / count
+    return found if every else {}
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

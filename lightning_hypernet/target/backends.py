@@ -131,6 +131,7 @@ class Vmap(AtOnce):
             if watch is not None:
                 watch.compare(before, {name: value.detach() for name, value in after.items()})
                 watch.keeps_state |= watch.wrote(replica.tensors)
+                watch.made.update(replica.made)
         finally:
             replicas.give_back(taken)
         flat, spec, keeps_state = structure

@@ -25,7 +25,7 @@ from lightning_hypernet.target.joining import join, stack
 from lightning_hypernet.target.layout import BatchDim
 from lightning_hypernet.target.loaders import Feed, InputsOf, check_loader
 from lightning_hypernet.target.networks import ROUND, Networks, call, rows_of
-from lightning_hypernet.target.places import Placeholder, filled, find_places
+from lightning_hypernet.target.places import Placeholder, filled, find_places, put_buffers
 from lightning_hypernet.target.plans import Plans
 from lightning_hypernet.target.replicas import Replicas, Tensors
 from lightning_hypernet.target.statistics import Statistics
@@ -129,9 +129,7 @@ class Executor:
             for one in module.modules():
                 for name in [name for name, value in vars(one).items() if isinstance(value, _Plainly)]:
                     delattr(one, name)
-            for name, value in (buffers or {}).items():
-                path, _, key = name.rpartition(".")
-                module.get_submodule(path)._buffers[key] = value.detach().clone()
+            put_buffers(module, {name: value.detach().clone() for name, value in (buffers or {}).items()})
         return module
 
     def materialize_all(self, weights: Tensors, buffers: Tensors) -> list[nn.Module]:
@@ -272,8 +270,26 @@ class Executor:
             habits.watch = None
         check_reach([leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)], self._own)
         habits.learn(run, watch)
+        self._tell(watch, training=any(run[1:]))
         networks.settle(habits.writes_weights)
         return outputs
+
+    def _tell(self, watch: Watch, training: bool) -> None:
+        """Name what a run changes that networks can't have of their own."""
+        kind = type(self.target).__name__
+        written = [name for name, one in self.target.named_parameters() if watch.wrote([one])]
+        if written:
+            warnings.warn(
+                f"{', '.join(written)} of {kind} are parameters that are not generated, and a run writes to them: all networks "
+                "change the same ones; make them buffers, of which every network has its own",
+                stacklevel=2,
+            )
+        if watch.made and training:
+            warnings.warn(
+                f"{', '.join(sorted(watch.made))} of {kind} become buffers in a run in training mode, and are gone after it: "
+                "register them with a tensor when the module is made, so that every network keeps its own",
+                stacklevel=2,
+            )
 
     def _chosen(self, networks: Networks, arguments: Arguments, method: str, chunk_size: int | None) -> Callable[[], list[Any]]:
         habits, loop, backend = self.replicas.habits, BACKENDS["loop"], self.backend

@@ -31,6 +31,7 @@ class Watch(TorchDispatchMode):
         self.weights: list[Tensor] = []
         self.inputs: list[Tensor] = []
         self.changed: set[str] = set()
+        self.made: set[str] = set()
         self.writes_weights = False
         self.keeps_state = False
         self.batchable = True

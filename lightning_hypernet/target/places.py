@@ -104,6 +104,17 @@ def filled(
                 holder[key] = held
 
 
+def put_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Let a module have these buffers, by their names; what had several names has them still."""
+    held = dict(root.named_buffers(remove_duplicate=False))
+    given = {id(held[name]): value for name, value in buffers.items() if name in held}
+    for name in {**held, **buffers}:
+        path, _, key = name.rpartition(".")
+        value = buffers[name] if name in buffers else given.get(id(held[name]))
+        if value is not None:
+            root.get_submodule(path)._buffers[key] = value
+
+
 def _at(holder: Any, key: Any) -> Any:
     try:
         return holder[key]

@@ -132,9 +132,10 @@ class Replica:
         for holder, key, name in self._places if weights else ():
             holder[key] = weights[name]
         if buffers:
-            for name, holder, key, _, _ in self._tracked:
-                if name in buffers:
-                    holder[key] = buffers[name]
+            given = {id(origin[key]): buffers[name] for name, _, key, origin, _ in self._tracked if name in buffers}
+            for name, holder, key, origin, _ in self._tracked:  # by any of its names
+                if name in buffers or id(origin[key]) in given:
+                    holder[key] = buffers[name] if name in buffers else given[id(origin[key])]
 
     def replaced(self, weights: Tensors) -> list[str]:
         """The generated parameters in whose places something else stands now."""
@@ -143,6 +144,12 @@ class Replica:
     def buffers(self) -> dict[str, Tensor]:
         """The buffers, by name, as they are now."""
         return {name: holder[key] for name, holder, key, _, _ in self._tracked if holder[key] is not None}
+
+    @property
+    def made(self) -> list[str]:
+        """Names of the buffers that the target has not."""
+        known = {id(value) for value in self.buffers().values()}
+        return [name for name, value in self.module.named_buffers() if id(value) not in known]
 
     @property
     def tensors(self) -> list[Tensor]:

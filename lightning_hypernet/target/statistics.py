@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,18 +13,31 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_hypernet.target.arguments import Arguments
+from lightning_hypernet.target.averages import (
+    alike,
+    differ,
+    keeps,
+    larger,
+    other_than,
+    outputs_differ,
+    same_random_numbers,
+    shares_of,
+)
 from lightning_hypernet.target.networks import call, rows_of
 from lightning_hypernet.target.replicas import Replica, Replicas, Tensors
 
 _FAR = 1000
+_KNOWN = ("torch.", "timm.")
+"""Packages whose norm layers average their statistics by their momentum."""
 
 
 class Statistics:
     """The buffers of a target that a run in training mode changes, whatever their layer.
 
-    Most are moving averages of what one batch gives. A run with other numbers in the buffers shows which: what comes out
-    differs by a constant share of what went in. Of these the plain average over all batches is taken. Any other (a counter, a
-    queue, a codebook) is carried from batch to batch through one pass, from the target's own, as in a plain module.
+    Every network carries them from batch to batch through one pass, from the target's own, as a plain module does. Only of
+    what proves to be a moving average the plain average over all batches is taken, which forgets where the target stood: it
+    keeps a constant share of what it was wherever it starts, tends to what the batch gives, and neither another buffer nor,
+    beside a counter, the output reads it. Torch's and timm's norm layers are known to keep such averages.
 
     Args:
         replicas: The target's replicas.
@@ -36,6 +50,7 @@ class Statistics:
         self._replicas = replicas
         modules = replicas.template.named_modules()
         self._norms = {path: one for path, one in modules if isinstance(one, _NormBase) and one.track_running_stats}
+        self._known = {path for path, one in self._norms.items() if type(one).forward.__module__.startswith(_KNOWN)}
         # Of torch's own the cumulative average is over calls, as torch computes it where there is no momentum.
         self._batch_norms = {
             path: [f"{path}.{name}" if path else name for name, _ in one.named_buffers(recurse=False)]
@@ -43,8 +58,13 @@ class Statistics:
             if isinstance(one, _BatchNorm) and type(one).forward is _BatchNorm.forward
         }
         self._begun: set[tuple[str, int]] = set()
-        self._plain = [name for name, _ in replicas.template.named_buffers() if name not in self.norms()]
-        self._shares: dict[str, float | None] | None = None
+        known = self.norms(self._known)
+        self._plain = [name for name, _ in replicas.template.named_buffers() if name not in known]
+        self._changed: list[str] = []
+        self._looked = False
+        self._averages: dict[str, float] = {}
+        self._odd: set[str] = set()
+        self._told: set[str] = set()
         self._whole = False
         self._modes: list[bool] = []
         self.frozen: list[str] = []
@@ -58,12 +78,13 @@ class Statistics:
         """Whether there may be some, as long as no training run was seen."""
         return bool(self) or bool(self._plain and not self._replicas.habits.trained)
 
-    def norms(self) -> dict[str, Tensor]:
-        """The target's own statistics in norm layers, by name."""
+    def norms(self, paths: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The target's own statistics in norm layers, by name: in those of some paths, or in all."""
         return {
             f"{path}.{name}" if path else name: buffer
             for path, module in self._norms.items()
             for name, buffer in module.named_buffers(recurse=False)
+            if paths is None or path in paths
         }
 
     def note_frozen(self) -> None:
@@ -85,9 +106,9 @@ class Statistics:
         return network
 
     def _others(self) -> list[str]:
-        """Buffers outside of norm layers that training was seen to change."""
-        if self._shares is not None:
-            return list(self._shares)
+        """Buffers outside of known norm layers that training was seen to change."""
+        if self._looked:
+            return self._changed
         changed = self._replicas.habits.changed_in_training
         return [name for name in self._plain if name in changed]
 
@@ -121,118 +142,87 @@ class Statistics:
         habits = self._replicas.habits
         change = torch.clone if habits.writes_weights or not habits.seen else torch.detach
         networks, seen = len(next(iter(weights.values()))), 0
-        self._begun = set()
+        carried: list[dict[str, Tensor]] = [{} for _ in range(networks)]
+        averaged: list[dict[str, Tensor]] = [{} for _ in range(networks)]
         total: dict[str, Tensor] = {}
+        self._begun = set()
         for seen, arguments in enumerate(batches, start=1):
             for index, row in enumerate(rows_of(weights, change)):
-                if not total:
+                if seen == 1 and index == 0:
                     self._look(row, arguments)
-                    own = self._own([*self.norms(), *self._others()])
-                    total = {name: value.expand(networks, *value.shape).clone() for name, value in own.items()}
-                self._add(total, index, row, arguments, seen)
+                    total = {name: torch.stack([value] * networks) for name, value in self.norms(self._known).items()}
+                given = carried[index] | self._starts(total, index)
+                with same_random_numbers(seen) if self._averages else nullcontext():
+                    own, after = self._of_one(row, arguments, given)
+                self._add_norms(total, index, own, after, seen)
+                self._carry(carried[index], own, after)
+                if self._averages:
+                    self._check_averages(row, arguments, given, own, after, seen)
+                for name, share in self._averages.items():
+                    fresh = (after[name] - share * own[name]) / (1 - share)
+                    mean = averaged[index].get(name, fresh)
+                    averaged[index][name] = mean + (fresh - mean) / seen
         if not seen:
             raise ValueError("no batch came to estimate statistics from; pass a loader that is not empty")
         odd = [name for names in self._batch_norms.values() for name in names if name in total and total[name].isnan().any()]
         if odd:
             raise ValueError(f"the statistics {odd[0]} come out as NaN: the loader's inputs, or the weights, hold some")
+        self._tell()
+        for name in dict.fromkeys([*self.norms(), *self._others()]):
+            if name not in total:
+                held = averaged if name in self._averages else carried
+                total[name] = torch.stack([one[name] if name in one else self._own(name).clone() for one in held])
         return total
 
-    def _add(self, total: dict[str, Tensor], index: int, row: Tensors, arguments: Arguments, seen: int) -> None:
-        """Take one batch of one network in."""
-        shares = self._shares or {}
-        carried = {name: total[name][index] for name, share in shares.items() if share is None}
-        counted = {path: names for path, names in self._batch_norms.items() if path not in self.frozen}
-        for path, names in counted.items():
-            begun = (path, index) in self._begun
-            carried |= {name: total[name][index] if begun else torch.zeros_like(total[name][index]) for name in names}
-        own, after = self._of_one(row, arguments, carried)
-        for path, names in counted.items():
+    def _own(self, name: str) -> Tensor:
+        return self._replicas.template.get_buffer(name)
+
+    def _counted(self) -> dict[str, list[str]]:
+        return {path: names for path, names in self._batch_norms.items() if path not in self.frozen}
+
+    def _starts(self, total: Tensors, index: int) -> dict[str, Tensor]:
+        """Where the batch norms of a network stand: at zero before their first batch."""
+        return {
+            name: total[name][index] if (path, index) in self._begun else torch.zeros_like(total[name][index])
+            for path, names in self._counted().items()
+            for name in names
+        }
+
+    def _add_norms(self, total: dict[str, Tensor], index: int, own: Tensors, after: Tensors, seen: int) -> None:
+        """Take what one batch gives in the known norm layers of one network."""
+        for path, names in self._counted().items():
             if all(name in after for name in names) and after[names[-1]] > 0:
                 self._begun.add((path, index))
                 for name in names:
                     total[name][index] = after[name]
-        for name in self._others_of_norms(after):
+        paths = self._known - set(self._batch_norms) - set(self.frozen)
+        for name in self.norms(paths):
+            if name not in after:
+                continue
             if total[name].dtype.is_floating_point:
                 total[name][index] += (after[name] - total[name][index]) / seen
             elif not torch.equal(after[name], own[name]):
                 total[name][index] = seen
-        for name, share in shares.items():
-            if after[name].shape != total[name].shape[1:]:
+
+    def _carry(self, carried: dict[str, Tensor], own: Tensors, after: Tensors) -> None:
+        """Take the other buffers of one network as one batch leaves them."""
+        for name in self._plain:
+            if name not in after or not differ(own.get(name), after[name]):
                 continue
-            if share is None:
-                total[name][index] = after[name]
+            if alike(own.get(name), after[name]):
+                carried[name] = after[name]
+                if name not in self._changed:
+                    self._changed.append(name)
             else:
-                fresh = (after[name] - share * own[name]) / (1 - share)
-                total[name][index] = fresh if seen == 1 else total[name][index] + (fresh - total[name][index]) / seen
+                self._odd.add(name)
 
-    def _others_of_norms(self, buffers: Mapping[str, Tensor]) -> list[str]:
-        """The statistics of the other norm layers, which take each batch by itself."""
-        paths = {path for path in self._norms if path not in self._batch_norms and path not in self.frozen}
-        return [name for name in self.norms() if name in buffers and name.rpartition(".")[0] in paths]
-
-    def _own(self, names: Iterable[str]) -> dict[str, Tensor]:
-        return {name: self._replicas.template.get_buffer(name) for name in names}
-
-    def _of_one(
-        self, weights: Tensors, arguments: Arguments, buffers: Tensors, training: bool = True, outputs: list[Any] | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The buffers before and after one batch with one network's weights.
-
-        Args:
-            weights: The network.
-            arguments: The batch.
-            buffers: Buffers that are other than the target's own.
-            training: Whether statistics are taken.
-            outputs: Takes the output of the run.
-        """
-        (replica,) = taken = self._replicas.take(1)
-        try:
-            replica.own_buffers()
-            replica.install(weights, {name: value.clone() for name, value in buffers.items()})
-            self._set_modes(replica, training)
-            before = {name: value.clone() for name, value in replica.buffers().items()}
-            args, kwargs = arguments.of(0, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
-            output = call(replica.module, "forward", args, kwargs)
-            if outputs is not None:
-                outputs.append(output)
-            return before, {name: value.clone() for name, value in replica.buffers().items()}
-        finally:
-            self._replicas.give_back(taken)
-
-    def _set_modes(self, replica: Replica, training: bool) -> None:
-        """Put what holds statistics in training mode, or all if that is what it takes; the rest in evaluation mode."""
-        owners = {*self._norms, *(name.rpartition(".")[0] for name in self._others())}
-        for path, module in replica.module.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                module.training = training and (self._whole or path in owners) and path not in self.frozen
-                if isinstance(module, _NormBase) and path in self._norms:
-                    module.momentum = None if path in self._batch_norms else 1.0
-
-    def _look(self, weights: Tensors, arguments: Arguments) -> None:
-        """See, once, which buffers outside of norm layers a run in training mode changes, and how."""
-        if not self._plain or self._shares is not None:
-            return
-        self._whole = True
-        with _same_random_numbers():
-            before, after = self._of_one(weights, arguments, {})
-        changed = [name for name in self._plain if name in after and _differ(before.get(name), after[name])]
-        changed += [name for name in self._others() if name in after and name not in changed]
-        self._shares = dict.fromkeys(changed)
-        if not changed:
-            self._whole = False
-            return
-        odd = [name for name in changed if before[name].shape != after[name].shape]
-        for name in odd:
-            del self._shares[name]
-        self._whole = False
-        with _same_random_numbers():
-            own, again = self._of_one(weights, arguments, {})
-        if any(not _differ(own[name], again[name]) for name in changed if _differ(before[name], after[name])):
-            self._whole = True  # a module above decides
-            own, again = before, after
-        self._find_shares(weights, arguments, own, again)
-        carried = [name for name, share in self._shares.items() if share is None]
+    def _tell(self) -> None:
+        """Name, once, what is no average."""
         kind = type(self._replicas.template).__name__
+        counts = {name for name in self.norms() if name.endswith("num_batches_tracked")}
+        carried = [name for name in self._changed if name not in {*self._told, *self._averages, *counts}]
+        odd = sorted(self._odd - self._told)
+        self._told.update(carried, odd)
         if carried:
             warnings.warn(
                 f"{', '.join(carried)} of {kind} change in training and are no averages over "
@@ -242,78 +232,164 @@ class Statistics:
             )
         if odd:
             warnings.warn(
-                f"{', '.join(odd)} of {kind} change their size in training, and networks side by side have buffers of one "
-                "size: every network keeps the target's own; give them a fixed size, of which a part is filled",
+                f"{', '.join(odd)} of {kind} change their size or type in training, and networks side by side have buffers of "
+                "one kind: every network keeps the target's own; register them as they will be",
                 stacklevel=2,
             )
 
-    def _find_shares(self, weights: Tensors, arguments: Arguments, before: Tensors, after: Tensors) -> None:
-        """Run with other numbers in all buffers: what comes out differs by which share of what went in?"""
-        assert self._shares is not None
-        floats = [name for name in self._shares if before[name].is_floating_point() and before[name].isfinite().all()]
-        moved = {name: before[name] + 1 + torch.rand_like(before[name]) * (1 + before[name].abs()) for name in floats}
-        other = after
-        if floats:
-            with _same_random_numbers():
-                _, other = self._of_one(weights, arguments, moved)
-        for name in floats:
-            ratio = ((other[name] - after[name]) / (moved[name] - before[name])).double()
-            share = ratio.mean().item()
-            if ratio.numel() and (ratio - share).abs().max() < 1e-3 and -1e-3 < share < 1 - 1e-3:
-                self._shares[name] = max(0.0, share)
-        counters = {name: ~before[name] if before[name].dtype == torch.bool else before[name] + _FAR
-                    for name in self._shares if not before[name].is_floating_point()}  # fmt: skip
-        averages = {name: moved[name] for name in floats if self._shares[name] is not None}
-        followed = [name for name in (*floats, *counters) if name not in averages]
-        readers = self._readers(weights, arguments, after, averages, followed)  # as codes read their sums
-        late = self._readers(weights, arguments, after, counters, floats)  # as a warm-up reads its count
-        if readers or late or (counters and self._matters(weights, arguments, after, counters)):
-            self._shares = dict.fromkeys([*self._shares, *readers, *late])
+    def _of_one(
+        self,
+        weights: Tensors,
+        arguments: Arguments,
+        buffers: Tensors,
+        modes: Sequence[bool] = (True,),
+        outputs: list[Any] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The buffers before and after runs of one batch with one network's weights.
 
-    def _readers(
-        self, weights: Tensors, arguments: Arguments, after: Tensors, moved: Tensors, followed: Sequence[str]
-    ) -> list[str]:
-        """Which of these buffers' updates, and which buffers that do not change yet, read those that are moved."""
-        assert self._shares is not None
-        if not moved:
-            return []
-        with _same_random_numbers():
-            _, later = self._of_one(weights, arguments, moved)
-        whole, self._whole = self._whole, True  # a module above may hold what does not change yet
-        with _same_random_numbers():
-            start, all_later = self._of_one(weights, arguments, moved)
+        Args:
+            weights: The network.
+            arguments: The batch.
+            buffers: Buffers that are other than the target's own.
+            modes: Of each run, whether statistics are taken.
+            outputs: Takes the output of each run.
+        """
+        (replica,) = taken = self._replicas.take(1)
+        try:
+            replica.own_buffers()
+            replica.install(weights, {name: value.clone() for name, value in buffers.items()})
+            before = {name: value.clone() for name, value in replica.buffers().items()}
+            for training in modes:
+                self._set_modes(replica, training)
+                args, kwargs = arguments.of(0, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+                output = call(replica.module, "forward", args, kwargs)
+                if outputs is not None:
+                    outputs.append(output)
+            after = {name: value.clone() for name, value in replica.buffers().items()}
+            return before, after
+        finally:
+            self._replicas.give_back(taken)
+
+    def _set_modes(self, replica: Replica, training: bool) -> None:
+        """Put what holds statistics in training mode, or all if that is what it takes; the rest in evaluation mode."""
+        owners = {*self._norms, *(name.rpartition(".")[0] for name in self._others())}
+        for path, module in replica.module.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                module.training = training and (self._whole or path in owners) and path not in self.frozen
+                if isinstance(module, _NormBase) and path in self._known:
+                    module.momentum = None if path in self._batch_norms else 1.0
+
+    def _look(self, weights: Tensors, arguments: Arguments) -> None:
+        """See, once, which buffers outside of known norm layers a run in training mode changes, and which are averages."""
+        if self._looked or not (self._plain or self._batch_norms):
+            return
+        self._looked = self._whole = True
+        with same_random_numbers():
+            before, after = self._of_one(weights, arguments, {})
+        for path, names in list(self._batch_norms.items()):
+            if not differ(before[names[-1]], after[names[-1]]) and any(differ(before[name], after[name]) for name in names):
+                del self._batch_norms[path]  # another module runs it
+                self._known.remove(path)
+                self._plain += names
+        self._check_state(weights, arguments)
+        changed = [name for name in self._plain if name in after and differ(before.get(name), after[name])]
+        changed += [name for name in self._plain if name in self._replicas.habits.changed_in_training and name not in changed]
+        self._changed = [name for name in changed if alike(before.get(name), after[name])]
+        self._odd.update(set(changed) - set(self._changed))
+        self._whole = False
+        if not self._changed:
+            return
+        try:
+            with same_random_numbers():
+                own, again = self._of_one(weights, arguments, {})
+            self._whole = any(not differ(own[name], again[name]) for name in changed if differ(before[name], after[name]))
+        except Exception:  # a module above gives another output in training, and this one takes it apart
+            self._whole = True
+        if self._whole:  # a module above decides
+            own, again = before, after
+        with suppress(Exception):  # what does not run with other numbers is taken for no average
+            self._find_averages(weights, arguments, own, again)
+
+    def _find_averages(self, weights: Tensors, arguments: Arguments, own: Tensors, after: Tensors) -> None:
+        """Which buffers keep a constant share of what they were, and take the rest from the batch alone."""
+        others, other = {name: larger(value) for name, value in weights.items()}, Arguments(*arguments.of(0, larger))
+        floats = [name for name in self._changed if own[name].is_floating_point() and own[name].numel()]
+        moved = {name: other_than(own[name]) for name in floats}
+        here = self._again(others, other, {})
+        averages = shares_of(
+            partial(self._again, weights, arguments), partial(self._again, others, other), own, after, here, moved
+        )
+        late = self._starting(weights, arguments, moved)
+        self._changed += late
+        clocks = {
+            name: ~own[name] if own[name].dtype == torch.bool else own[name] + _FAR
+            for name in self._changed
+            if name not in averages and (not own[name].is_floating_point() or not differ(here[name], after[name]))
+        }
+        if not late and not (clocks and self._matters(weights, arguments, after, clocks)):
+            self._averages = averages
+
+    def _check_averages(
+        self, weights: Tensors, arguments: Arguments, given: Tensors, own: Tensors, after: Tensors, seen: int
+    ) -> None:
+        """See that averages keep their share in this batch too, and that nothing reads them."""
+        moved, later = {name: other_than(own[name]) for name in self._averages}, dict[str, Tensor]()
+        with suppress(Exception):  # it may not run with other numbers
+            later = self._again(weights, arguments, {**given, **moved}, seen)
+        others = [name for name in self._plain if name in after and name not in moved]
+        read = not later or any(differ(later[name], after[name]) for name in others)  # as codes read their sums
+        self._averages = {
+            name: share
+            for name, share in self._averages.items()
+            if not read and keeps(later[name] - after[name], moved[name] - own[name], share)
+        }
+
+    def _again(self, weights: Tensors, arguments: Arguments, buffers: Tensors, seed: int = 0) -> dict[str, Tensor]:
+        """The buffers after the same run from other ones."""
+        with same_random_numbers(seed):
+            return self._of_one(weights, arguments, buffers)[1]
+
+    def _starting(self, weights: Tensors, arguments: Arguments, moved: Tensors) -> list[str]:
+        """The buffers that begin to change when those are moved that do, in a module above too."""
+        counters = {name: self._own(name) for name in self._changed if name not in moved}
+        far = {name: ~value if value.dtype == torch.bool else value + _FAR for name, value in counters.items()}
+        late: list[str] = []
+        whole, self._whole = self._whole, True
+        for more in (moved, {name: value for name, value in far.items() if not value.is_floating_point()}):
+            if more:
+                with same_random_numbers():
+                    start, end = self._of_one(weights, arguments, more)
+                same = [name for name in self._plain if name in end and alike(start.get(name), end[name])]
+                late += [name for name in same if name not in (*self._changed, *late) and differ(start[name], end[name])]
         self._whole = whole
-        begun = {**all_later, **start}
-        still = [
-            name
-            for name in self._plain
-            if name not in self._shares and begun[name].shape == all_later[name].shape  # what grows is told apart
-            if _differ(start.get(name), all_later[name])
-        ]
-        return still + [name for name in followed if _differ(later[name], after[name])]
+        return late
 
-    def _matters(self, weights: Tensors, arguments: Arguments, after: Tensors, counters: Tensors) -> bool:
+    def _matters(self, weights: Tensors, arguments: Arguments, after: Tensors, clocks: Tensors) -> bool:
         """Whether evaluation reads counters, as an average that takes its start off does."""
-        assert self._shares is not None
         outputs: list[Any] = []
-        for more in ({}, counters):
-            given = {name: more.get(name, after[name]) for name in self._shares}
+        for more in ({}, clocks):
             try:
-                with _same_random_numbers():
-                    self._of_one(weights, arguments, given, training=False, outputs=outputs)
+                with same_random_numbers():
+                    self._of_one(weights, arguments, {**after, **more}, (False,), outputs)
             except Exception:
                 return True
-        leaves = [[leaf for leaf in torch.utils._pytree.tree_leaves(one) if isinstance(leaf, Tensor)] for one in outputs]
-        return any(_differ(one, other) for one, other in zip(*leaves, strict=True))
+        return outputs_differ(*outputs)
 
-
-def _differ(one: Tensor | None, other: Tensor) -> bool:
-    return one is None or one.shape != other.shape or one.dtype != other.dtype or not torch.equal(one, other)
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Within, the random numbers that were drawn within the last of these."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+    def _check_state(self, weights: Tensors, arguments: Arguments) -> None:
+        """Tell if what is no buffer is kept from batch to batch, or to evaluation, which networks do not."""
+        if not self._replicas.habits.keeps_state:
+            return
+        together, apart = list[Any](), list[Any]()
+        modes, buffers = (True, True, False), dict[str, Tensor]()
+        with same_random_numbers():
+            kept = self._of_one(weights, arguments, {}, modes, together)[1]
+        with same_random_numbers():
+            for mode in modes:
+                buffers = self._of_one(weights, arguments, buffers, (mode,), apart)[1]
+        other = [name for name, value in kept.items() if differ(buffers.get(name), value)]
+        if other or outputs_differ(together[-1], apart[-1]):
+            warnings.warn(
+                f"{', '.join(other) or 'what comes out'} of {type(self._replicas.template).__name__} depends on what it keeps "
+                "from batch to batch beside its buffers, and every network starts without at each call: make that buffers too",
+                stacklevel=2,
+            )

@@ -621,7 +621,9 @@ def test_a_buffer_that_grows_stays_the_targets_own_and_is_named():
     hypernet = Hypernet(Remembers(), samples=2, members=2, execution="loop").train()
     x = torch.randn(4, 3).double()
     hypernet(x)
-    with pytest.warns(UserWarning, match="memory of Remembers change their size in training.*keeps the target's own") as told:
+    with pytest.warns(
+        UserWarning, match="memory of Remembers change their size or type in training.*keeps the target's own"
+    ) as told:
         ensemble = hypernet.eval().ensemble(2)
     ensemble.update_statistics([x, x])
     assert len(told) == 1

@@ -1,0 +1,355 @@
+"""Averages: a buffer is taken for a moving average only where it is one; else networks have what a plain pass leaves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_hypernet import Hypernet
+from lightning_hypernet.target.averages import shares_of
+
+
+class Rule(nn.Module):
+    """Buffers that a function changes in training, of which the output reads the first, or what another function says."""
+
+    def __init__(self, update, read=None, **buffers):
+        super().__init__()
+        self.update, self.read = update, read
+        for name, value in buffers.items():
+            self.register_buffer(name, value.clone() if isinstance(value, torch.Tensor) else torch.tensor(value))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.update(self, x.detach())
+        return x + (next(self.buffers()).double() if self.read is None else self.read(self))
+
+
+def lerp(rule, x, rate=0.1):
+    rule.mean = rule.mean + rate * ((x.mean() if rule.mean.ndim == 0 else x.mean(0)) - rule.mean)
+
+
+def anneal(rule, x):
+    rule.tau.mul_(0.9).clamp_(min=0.1)
+
+
+def adaptive(rule, x):
+    rule.beta.mul_(1.5 if x.mean() > 0.2 else 1 / 1.5)
+
+
+def root_of_squares(rule, x):
+    rule.rms = (0.9 * rule.rms**2 + 0.1 * x.square().mean()).sqrt()
+
+
+def least_squares(rule, x):
+    rule.w += 0.02 * ((1 - rule.w * x) * x).mean()
+
+
+def begun(rule, x):
+    lerp(rule, x, 0.1 if rule.begun else 1.0)
+    rule.begun.fill_(1)
+
+
+def welford(rule, x):
+    total = rule.count + x.numel()
+    rule.mean = rule.mean + (x.mean() - rule.mean) * x.numel() / total
+    rule.count = total
+
+
+def by_step(rule, x):
+    lerp(rule, x, 1 - min(0.99, (1 + rule.step.item()) / (10 + rule.step.item())))
+    rule.step += 1
+
+
+def debias(rule, x):
+    lerp(rule, x)
+    rule.step += 1
+
+
+def patience(rule, x):
+    loss = x.square().mean()
+    rule.waited = torch.where(loss > rule.best, rule.waited + 1, torch.zeros_like(rule.waited))
+    rule.best = torch.minimum(rule.best, loss)
+
+
+def largest(rule, x):
+    rule.largest = torch.maximum(rule.largest, x.abs().max() if rule.largest.ndim == 0 else x.abs().amax(0))
+
+
+def clamped(rule, x):
+    rule.mean = (0.9 * rule.mean + 5 * x.std()).clamp(0.05, 5)
+
+
+def prototypes(rule, x):
+    kind = (torch.arange(len(x)) > 3).long()  # the second is not in every batch
+    for one in kind.unique():
+        rule.mean[one] = 0.9 * rule.mean[one] + 0.1 * x[kind == one].mean()
+
+
+def not_from_few(rule, x):
+    if len(x) > 3:
+        lerp(rule, x)
+
+
+def by_size(rule, x):
+    lerp(rule, x, len(x) / 100)
+
+
+def last(rule, x):
+    rule.mean = x.mean(0)
+
+
+def every_second(rule, x):
+    rule.step += 1
+    if rule.step % 2 == 0:
+        lerp(rule, x, 0.5)
+
+
+def at_step_two(rule, x):
+    rule.step += 1
+    if rule.step == 2:
+        rule.mean = x.mean(0)
+
+
+def countdown(rule, x):
+    rule.left -= 1
+    if rule.left == 0:
+        rule.mean = x.mean(0)
+
+
+def dead_codes(rule, x):
+    rule.usage = 0.5 * rule.usage + 0.5 * (x.mean(0) > 100)
+    rule.dead = rule.usage < 0.3
+
+
+def far(rule, x):
+    lerp(rule, 100 * x)
+    if rule.mean.abs().max() > 20:
+        rule.far = rule.mean.clone()
+
+
+def lagged(rule, x):
+    rule.old = rule.mean.clone()
+    lerp(rule, x)
+
+
+VECTOR, ONE = torch.zeros(5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+RULES = {
+    "annealed": (anneal, {"tau": ONE + 1}),
+    "annealed_numbers": (anneal, {"tau": VECTOR + 1}),
+    "adaptive": (adaptive, {"beta": ONE + 1}),
+    "root_of_squares": (root_of_squares, {"rms": ONE + 1}),
+    "least_squares": (least_squares, {"w": ONE}),
+    "begun": (begun, {"mean": ONE, "begun": ONE}),
+    "welford": (welford, {"mean": ONE, "count": ONE + 1e-4}),
+    "by_step": (by_step, {"mean": ONE, "step": ONE}),
+    "debiased": (debias, {"mean": VECTOR, "step": ONE, "read": lambda rule: rule.mean / (1 - 0.9 ** rule.step.clamp(min=1))}),
+    "patience": (patience, {"waited": ONE, "best": ONE + 1e3}),
+    "largest": (largest, {"largest": ONE}),
+    "largest_numbers": (lambda rule, x: largest(rule, 100 * x), {"largest": VECTOR}),
+    "clamped": (clamped, {"mean": ONE + 1}),
+    "prototypes": (prototypes, {"mean": VECTOR[:2], "read": lambda rule: rule.mean.sum()}),
+    "not_from_few": (not_from_few, {"mean": VECTOR}),
+    "by_size": (by_size, {"mean": VECTOR}),
+    "last": (last, {"mean": VECTOR}),
+    "every_second": (every_second, {"mean": VECTOR, "step": 0}),
+    "at_step_two": (at_step_two, {"mean": VECTOR, "step": 0}),
+    "countdown": (countdown, {"mean": VECTOR, "left": 2}),
+    "dead_codes": (dead_codes, {"dead": torch.zeros(5, dtype=torch.bool), "usage": VECTOR + 1}),
+    "far": (far, {"far": VECTOR, "mean": VECTOR}),
+    "lagged": (lagged, {"old": VECTOR, "mean": VECTOR}),
+}
+
+
+def target(layer):
+    return nn.Sequential(nn.Linear(3, 5), layer, nn.Tanh(), nn.Linear(5, 2)).double()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(size, 3, generator=generator, dtype=torch.float64) * 2 + 1 for size in (6, 6, 3, 6)]
+
+
+def estimated(fresh):
+    """Networks with statistics of their own, each beside the target with its weights as it was."""
+    torch.manual_seed(0)
+    hypernet = Hypernet(fresh, samples=1, members=2, execution="loop").train()
+    for x in batches():
+        hypernet(x)
+    ensemble = hypernet.eval().ensemble(2)
+    ensemble.update_statistics(batches())
+    networks = ensemble.materialize()
+    plain = [copy.deepcopy(fresh) for _ in networks]
+    for one, network in zip(plain, networks, strict=True):
+        one.load_state_dict(dict(network.named_parameters()), strict=False)
+    return list(zip(networks, plain, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*are no averages over batches")
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_no_average_is_what_a_plain_pass_leaves(name):
+    update, buffers = RULES[name]
+    for network, plain in estimated(target(Rule(update, **buffers))):
+        for x in batches():
+            plain.train()(x)
+        for path, buffer in plain.named_buffers():
+            assert torch.allclose(network.get_buffer(path).double(), buffer.double(), rtol=0, atol=1e-12), path
+        x = batches()[0]
+        assert torch.allclose(network.eval()(x), plain.eval()(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", [VECTOR, VECTOR - 3, ONE, ONE + 40])
+@pytest.mark.parametrize("rate", [0.5, 0.1, 1e-3])
+def test_a_moving_average_is_the_mean_of_what_the_batches_give(start, rate):
+    """Wherever it starts, without a warning."""
+    for network, plain in estimated(target(Rule(lambda rule, x: lerp(rule, x, rate), mean=start))):
+        with torch.no_grad():
+            each = [plain[0](x).mean(0) if start.ndim else plain[0](x).mean() for x in batches()]
+        assert torch.allclose(network[1].mean, torch.stack(each).mean(0), rtol=0, atol=1e-9)
+
+
+class OwnRate(nn.BatchNorm1d):
+    """A batch norm that goes by a rate of its own, and counts."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.register_buffer("examples", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.running_mean.lerp_(x.mean(0), 0.3)
+                self.examples += len(x)
+        return x - self.running_mean
+
+
+@pytest.mark.filterwarnings("ignore:1.examples of Sequential change in training")
+def test_a_batch_norm_with_a_rate_and_a_count_of_its_own():
+    for network, plain in estimated(target(OwnRate(5))):
+        with torch.no_grad():
+            mean = torch.stack([plain[0](x).mean(0) for x in batches()]).mean(0)
+        assert torch.allclose(network[1].running_mean, mean, rtol=0, atol=1e-12)
+        assert network[1].examples == 21
+
+
+class Elsewhere(nn.Module):
+    """Runs a batch norm's buffers without the batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        norm = self.norm
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, training=norm.training, momentum=0.2)
+
+
+def test_a_batch_norm_that_another_module_runs():
+    for network, plain in estimated(target(Elsewhere())):
+        with torch.no_grad():
+            each = [plain[0](x) for x in batches()]
+        assert torch.allclose(network[1].norm.running_mean, torch.stack([one.mean(0) for one in each]).mean(0), atol=1e-12)
+        assert torch.allclose(network[1].norm.running_var, torch.stack([one.var(0) for one in each]).mean(0), atol=1e-12)
+
+
+class Twice(nn.Module):
+    """One buffer under two names, written by the first and read by the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Module(), nn.Module()
+        self.one.register_buffer("sum", torch.zeros(5))
+        self.two.register_buffer("sum", self.one.sum)
+
+    def forward(self, x):
+        if self.training:
+            self.one.sum.add_(x.detach().mean(0))
+        return x + self.two.sum
+
+
+@pytest.mark.filterwarnings("ignore:1.one.sum of Sequential change in training")
+def test_a_buffer_of_two_names_stays_one():
+    fresh = target(Twice())
+    fresh[1].two.sum = fresh[1].one.sum  # to double precision, each was a tensor of its own
+    for network, plain in estimated(fresh):
+        for x in batches():
+            plain.train()(x)
+        x = batches()[0]
+        assert torch.allclose(network.eval()(x), plain.eval()(x), rtol=0, atol=1e-12)
+
+
+class Kept(nn.Module):
+    """Evaluation reads how often it was trained, which is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+        self.updates = 0
+
+    def forward(self, x):
+        if self.training:
+            self.updates += 1
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean / (1 - 0.9 ** max(self.updates, 1))
+
+
+def test_what_is_kept_beside_buffers_is_told_where_it_matters():
+    with pytest.warns(UserWarning, match="what comes out of Sequential depends on what it keeps .* beside its buffers"):
+        estimated(target(Kept()))
+
+
+class Made(nn.Module):
+    """Its buffer is made by the first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", None)
+
+    def forward(self, x):
+        if self.training and self.center is None:
+            self.center = x.detach().mean(0)
+        return x if self.center is None else x - self.center
+
+
+def test_a_buffer_that_training_makes_is_told():
+    hypernet = Hypernet(target(Made()), samples=2).train()
+    with pytest.warns(UserWarning, match=r"1\.center of Sequential become buffers in a run in training mode"):
+        hypernet(batches()[0])
+
+
+class Written(nn.Module):
+    """A parameter that training writes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(5), requires_grad=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean.data.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+def test_a_parameter_that_a_run_writes_to_is_told():
+    hypernet = Hypernet(target(Written()), samples=2, execution="loop").train()
+    with pytest.warns(UserWarning, match=r"1\.mean of Sequential are parameters that are not generated"):
+        hypernet(batches()[0])
+
+
+def test_shares():
+    """Of an update the share is found exactly, and in single precision too."""
+    torch.manual_seed(0)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        own = {"mean": torch.randn(4, dtype=dtype), "sum": torch.randn(4, dtype=dtype)}
+        given = torch.randn(2, 4, dtype=dtype)
+
+        def run(buffers, batch, own=own):
+            start = {**own, **buffers}
+            return {"mean": 0.99 * start["mean"] + 0.01 * batch, "sum": start["sum"] + batch}
+
+        moved = {name: value + 1.5 for name, value in own.items()}
+        runs = [lambda buffers, batch=batch: run(buffers, batch) for batch in given]
+        shares = shares_of(*runs, own, runs[0]({}), runs[1]({}), moved)
+        assert list(shares) == ["mean"]
+        assert shares["mean"] == pytest.approx(0.99, abs=tolerance)

@@ -251,18 +251,19 @@ def _averaged(statistics: dict[str, Tensor], like: Mapping[str, Tensor], device:
     """The mean of each over the ranks that have it: what one rank's inputs leave alone another's may change."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return statistics
-    kinds = {name: (value.shape, value.dtype) for name, value in statistics.items()}
     each: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(each, kinds)
-    found = statistics or {name: torch.zeros_like(value) for name, value in like.items()}
+    distributed.all_gather_object(each, {name: (value.shape, value.dtype) for name, value in statistics.items()})
+    found = dict(statistics) or {name: torch.zeros_like(value) for name, value in like.items()}
     every = {name: kind for one in each for name, kind in one.items()}
     for name, (shape, dtype) in sorted(every.items()):
+        have = [rank for rank, one in enumerate(each) if name in one]
+        value = statistics[name] if name in statistics else torch.zeros(shape, dtype=dtype, device=device)
         if dtype.is_floating_point:
-            count = torch.tensor(float(name in statistics), device=device)
-            value = statistics[name] if name in statistics else torch.zeros(shape, dtype=dtype, device=device)
-            distributed.all_reduce(count)
             distributed.all_reduce(value)
-            found[name] = value / count
+            found[name] = value / len(have)
+        elif len(have) < len(each):  # a counter, which a rank has of its own if it can
+            distributed.broadcast(kept := value.clone(), have[0])
+            found[name] = value if name in statistics else kept
     return found if every else {}
 
 

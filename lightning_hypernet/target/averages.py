@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 Tensors = Mapping[str, Tensor]
 _EXACT = 1e-3
+_FAR = 1000
 
 
 def other_than(value: Tensor) -> Tensor:
@@ -19,9 +20,14 @@ def other_than(value: Tensor) -> Tensor:
     return value + 1 + torch.rand_like(value) * (1 + value.abs())
 
 
-def larger(leaf: Any) -> Any:
-    """A tensor of other numbers of the same kind; what holds no numbers with a fraction as it is."""
-    return leaf * 1.1 if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def far_from(value: Tensor) -> Tensor:
+    """What a counter or a flag may be later."""
+    return ~value if value.dtype == torch.bool else value + _FAR
+
+
+def smaller(leaf: Any) -> Any:
+    """A tensor of other numbers of the same kind, shares and codes too; what holds no numbers with a fraction as it is."""
+    return leaf * 0.9 if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def shares_of(
@@ -80,19 +86,55 @@ def alike(one: Tensor | None, other: Tensor) -> bool:
 
 
 def differ(one: Tensor | None, other: Tensor) -> bool:
-    """Whether they differ in shape, type or numbers."""
-    return one is None or not alike(one, other) or not torch.equal(one, other)
+    """Whether they differ in shape, type or numbers; what is not a number in both does not."""
+    if one is None or not alike(one, other):
+        return True
+    if torch.equal(one, other):
+        return False
+    if not one.is_floating_point() or one.element_size() < 2:
+        return True
+    return not ((one == other) | (one.isnan() & other.isnan())).all().item()
 
 
 def outputs_differ(one: Any, other: Any) -> bool:
-    """Whether there are tensors in two outputs of one structure that differ."""
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
-    return any(isinstance(first, Tensor) and differ(first, second) for first, second in pairs)
+    """Whether two outputs differ in their structure, or in one of their tensors."""
+    first, second = tree_leaves(one), tree_leaves(other)
+    if [isinstance(leaf, Tensor) for leaf in first] != [isinstance(leaf, Tensor) for leaf in second]:
+        return True
+    return any(isinstance(leaf, Tensor) and differ(leaf, twin) for leaf, twin in zip(first, second, strict=True))
+
+
+def beside_buffers(run: Callable[[Tensors, Sequence[bool], list[Any]], dict[str, Tensor]]) -> list[str] | None:
+    """What depends on anything that a module keeps from run to run beside its buffers.
+
+    Args:
+        run: The buffers after runs in training mode or not, which start with some; it appends what comes out of each.
+
+    Returns:
+        The names of the buffers that do, none if only the output of evaluation does; None: nothing does, or all depends on
+        random numbers of the module's own.
+    """
+    modes, outputs, kept = (True, True, False), list[list[Any]](), list[dict[str, Tensor]]()
+    for apart in (False, False, True):
+        out: list[Any] = []
+        buffers: dict[str, Tensor] = {}
+        with same_random_numbers():
+            for some in [(mode,) for mode in modes] if apart else [modes]:
+                buffers = run(buffers, some, out)
+        outputs.append(out[-1])
+        kept.append(buffers)
+    once, again, without = ((out, [one[name] for name in kept[0]]) for out, one in zip(outputs, kept, strict=True))
+    if outputs_differ(once, again) or not outputs_differ(once, without):
+        return None
+    return [name for name, value in kept[0].items() if differ(kept[-1].get(name), value)]
 
 
 @contextmanager
 def same_random_numbers(seed: int = 0) -> Iterator[None]:
     """Within, the random numbers that were drawn within the last of these of the seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield

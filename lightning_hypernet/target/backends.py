@@ -131,7 +131,7 @@ class Vmap(AtOnce):
             if watch is not None:
                 watch.compare(before, {name: value.detach() for name, value in after.items()})
                 watch.keeps_state |= watch.wrote(replica.tensors)
-                watch.made.update(replica.made)
+                watch.made.update(replicas.made_by(replica))
         finally:
             replicas.give_back(taken)
         flat, spec, keeps_state = structure

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_hypernet.target.averages import differ
 from lightning_hypernet.target.places import memory_of, unreachable
 
 
@@ -60,8 +60,7 @@ class Watch(TorchDispatchMode):
     def compare(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
         """Note the buffers that are other than before: in shape, type or numbers."""
         for name, value in after.items():
-            was = before.get(name)
-            if was is None or was.shape != value.shape or was.dtype != value.dtype or not torch.equal(was, value):
+            if differ(before.get(name), value):
                 self.changed.add(name)
 
 

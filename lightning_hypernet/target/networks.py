@@ -135,7 +135,7 @@ class Networks:
             watch.keeps_state |= state.opaque or state.changed() or watch.wrote(replica.tensors)
             watch.writes_weights |= watch.wrote(self._rows[index].values())
             watch.compare(before, replica.buffers())
-            watch.made.update(replica.made)
+            watch.made.update(self.replicas.made_by(replica))
         replaced = replica.replaced(self._rows[index])
         if replaced:
             raise RuntimeError(

@@ -146,12 +146,6 @@ class Replica:
         return {name: holder[key] for name, holder, key, _, _ in self._tracked if holder[key] is not None}
 
     @property
-    def made(self) -> list[str]:
-        """Names of the buffers that the target has not."""
-        known = {id(value) for value in self.buffers().values()}
-        return [name for name, value in self.module.named_buffers() if id(value) not in known]
-
-    @property
     def tensors(self) -> list[Tensor]:
         """The tensors that are neither parameters nor buffers."""
         return [own for own, _ in self._tensors]
@@ -257,6 +251,13 @@ class Replicas:
                 "first: this once all networks changed the same ones; from now on every network has its own",
                 stacklevel=2,
             )
+
+    def made_by(self, replica: Replica) -> list[str]:
+        """Names of the buffers that a replica has and the target has not, but for those that no file holds."""
+        known = {name for name, _ in self.template.named_buffers(remove_duplicate=False)}
+        made = [name for name, _ in replica.module.named_buffers() if name not in known]
+        owners = {name: replica.module.get_submodule(name.rpartition(".")[0]) for name in made}
+        return [name for name, one in owners.items() if name.rpartition(".")[2] not in one._non_persistent_buffers_set]
 
     def original_of(self, value: Any) -> Any:
         """The module of the target that a module of a replica is a copy of; other values as they are."""

@@ -15,20 +15,22 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from lightning_hypernet.target.arguments import Arguments
 from lightning_hypernet.target.averages import (
     alike,
+    beside_buffers,
     differ,
+    far_from,
     keeps,
-    larger,
     other_than,
     outputs_differ,
     same_random_numbers,
     shares_of,
+    smaller,
 )
 from lightning_hypernet.target.networks import call, rows_of
 from lightning_hypernet.target.replicas import Replica, Replicas, Tensors
 
-_FAR = 1000
 _KNOWN = ("torch.", "timm.")
 """Packages whose norm layers average their statistics by their momentum."""
+_OF_NORMS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Statistics:
@@ -53,16 +55,18 @@ class Statistics:
         self._known = {path for path, one in self._norms.items() if type(one).forward.__module__.startswith(_KNOWN)}
         # Of torch's own the cumulative average is over calls, as torch computes it where there is no momentum.
         self._batch_norms = {
-            path: [f"{path}.{name}" if path else name for name, _ in one.named_buffers(recurse=False)]
+            path: list(self.norms([path]))
             for path, one in self._norms.items()
-            if isinstance(one, _BatchNorm) and type(one).forward is _BatchNorm.forward
+            if isinstance(one, _BatchNorm) and type(one).forward is _BatchNorm.forward and one.num_batches_tracked is not None
         }
         self._begun: set[tuple[str, int]] = set()
         known = self.norms(self._known)
         self._plain = [name for name, _ in replicas.template.named_buffers() if name not in known]
         self._changed: list[str] = []
         self._looked = False
+        self._proved: dict[str, float] = {}
         self._averages: dict[str, float] = {}
+        self._frozen_then: list[str] = []
         self._odd: set[str] = set()
         self._told: set[str] = set()
         self._whole = False
@@ -83,8 +87,8 @@ class Statistics:
         return {
             f"{path}.{name}" if path else name: buffer
             for path, module in self._norms.items()
-            for name, buffer in module.named_buffers(recurse=False)
-            if paths is None or path in paths
+            for name in _OF_NORMS
+            if (paths is None or path in paths) and (buffer := module._buffers.get(name)) is not None
         }
 
     def note_frozen(self) -> None:
@@ -146,10 +150,13 @@ class Statistics:
         averaged: list[dict[str, Tensor]] = [{} for _ in range(networks)]
         total: dict[str, Tensor] = {}
         self._begun = set()
+        if self._frozen_then != self.frozen:
+            self._looked = False
         for seen, arguments in enumerate(batches, start=1):
             for index, row in enumerate(rows_of(weights, change)):
                 if seen == 1 and index == 0:
                     self._look(row, arguments)
+                    self._averages = dict(self._proved)
                     total = {name: torch.stack([value] * networks) for name, value in self.norms(self._known).items()}
                 given = carried[index] | self._starts(total, index)
                 with same_random_numbers(seen) if self._averages else nullcontext():
@@ -167,15 +174,14 @@ class Statistics:
         odd = [name for names in self._batch_norms.values() for name in names if name in total and total[name].isnan().any()]
         if odd:
             raise ValueError(f"the statistics {odd[0]} come out as NaN: the loader's inputs, or the weights, hold some")
-        self._tell()
+        self._tell({name for one in carried for name in one})
         for name in dict.fromkeys([*self.norms(), *self._others()]):
             if name not in total:
                 held = averaged if name in self._averages else carried
-                total[name] = torch.stack([one[name] if name in one else self._own(name).clone() for one in held])
+                total[name] = torch.stack(
+                    [one[name] if name in one else self._replicas.template.get_buffer(name).clone() for one in held]
+                )
         return total
-
-    def _own(self, name: str) -> Tensor:
-        return self._replicas.template.get_buffer(name)
 
     def _counted(self) -> dict[str, list[str]]:
         return {path: names for path, names in self._batch_norms.items() if path not in self.frozen}
@@ -216,11 +222,11 @@ class Statistics:
             else:
                 self._odd.add(name)
 
-    def _tell(self) -> None:
-        """Name, once, what is no average."""
+    def _tell(self, changed: Collection[str]) -> None:
+        """Name, once, what changed and is no average."""
         kind = type(self._replicas.template).__name__
-        counts = {name for name in self.norms() if name.endswith("num_batches_tracked")}
-        carried = [name for name in self._changed if name not in {*self._told, *self._averages, *counts}]
+        counts = {name for name in self.norms() if name.endswith(_OF_NORMS[-1])}
+        carried = [name for name in self._changed if name in changed and name not in {*self._told, *self._averages, *counts}]
         odd = sorted(self._odd - self._told)
         self._told.update(carried, odd)
         if carried:
@@ -237,6 +243,19 @@ class Statistics:
                 stacklevel=2,
             )
 
+    def _tell_state(self, weights: Tensors, arguments: Arguments) -> None:
+        """Tell if what is no buffer is kept from batch to batch, or to evaluation, which networks do not."""
+        found: list[str] | None = None
+        if self._replicas.habits.keeps_state:
+            with suppress(Exception):  # what can't be compared
+                found = beside_buffers(lambda buffers, modes, out: self._of_one(weights, arguments, buffers, modes, out)[1])
+        if found is not None:
+            warnings.warn(
+                f"{', '.join(found) or 'what comes out'} of {type(self._replicas.template).__name__} depends on what it keeps "
+                "from batch to batch beside its buffers, and every network starts without at each call: make that buffers too",
+                stacklevel=2,
+            )
+
     def _of_one(
         self,
         weights: Tensors,
@@ -245,14 +264,9 @@ class Statistics:
         modes: Sequence[bool] = (True,),
         outputs: list[Any] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The buffers before and after runs of one batch with one network's weights.
+        """The buffers before and after runs of one batch with one network's weights, from buffers other than the target's own.
 
-        Args:
-            weights: The network.
-            arguments: The batch.
-            buffers: Buffers that are other than the target's own.
-            modes: Of each run, whether statistics are taken.
-            outputs: Takes the output of each run.
+        `modes` says of each run whether statistics are taken; `outputs` takes what comes out of each.
         """
         (replica,) = taken = self._replicas.take(1)
         try:
@@ -283,7 +297,15 @@ class Statistics:
         """See, once, which buffers outside of known norm layers a run in training mode changes, and which are averages."""
         if self._looked or not (self._plain or self._batch_norms):
             return
+        self._frozen_then, self._proved = list(self.frozen), {}
         self._looked = self._whole = True
+        try:
+            self._find(weights, arguments)
+        except Exception:
+            self._looked = self._whole = False
+            raise
+
+    def _find(self, weights: Tensors, arguments: Arguments) -> None:
         with same_random_numbers():
             before, after = self._of_one(weights, arguments, {})
         for path, names in list(self._batch_norms.items()):
@@ -291,7 +313,7 @@ class Statistics:
                 del self._batch_norms[path]  # another module runs it
                 self._known.remove(path)
                 self._plain += names
-        self._check_state(weights, arguments)
+        self._tell_state(weights, arguments)
         changed = [name for name in self._plain if name in after and differ(before.get(name), after[name])]
         changed += [name for name in self._plain if name in self._replicas.habits.changed_in_training and name not in changed]
         self._changed = [name for name in changed if alike(before.get(name), after[name])]
@@ -307,27 +329,27 @@ class Statistics:
             self._whole = True
         if self._whole:  # a module above decides
             own, again = before, after
-        with suppress(Exception):  # what does not run with other numbers is taken for no average
-            self._find_averages(weights, arguments, own, again)
+        self._find_averages(weights, arguments, own, again)
 
     def _find_averages(self, weights: Tensors, arguments: Arguments, own: Tensors, after: Tensors) -> None:
         """Which buffers keep a constant share of what they were, and take the rest from the batch alone."""
-        others, other = {name: larger(value) for name, value in weights.items()}, Arguments(*arguments.of(0, larger))
+        others, other = {name: smaller(value) for name, value in weights.items()}, Arguments(*arguments.of(0, smaller))
         floats = [name for name in self._changed if own[name].is_floating_point() and own[name].numel()]
         moved = {name: other_than(own[name]) for name in floats}
-        here = self._again(others, other, {})
-        averages = shares_of(
-            partial(self._again, weights, arguments), partial(self._again, others, other), own, after, here, moved
-        )
+        proved, here = dict[str, float](), dict[str, Tensor]()
+        with suppress(Exception):  # what does not run with other numbers is taken for no average
+            here = self._again(others, other, {})
+            elsewhere = partial(self._again, others, other)
+            proved = shares_of(partial(self._again, weights, arguments), elsewhere, own, after, here, moved)
         late = self._starting(weights, arguments, moved)
         self._changed += late
         clocks = {
-            name: ~own[name] if own[name].dtype == torch.bool else own[name] + _FAR
+            name: far_from(own[name])
             for name in self._changed
-            if name not in averages and (not own[name].is_floating_point() or not differ(here[name], after[name]))
+            if name not in proved and (not own[name].is_floating_point() or not differ(here.get(name), after[name]))
         }
         if not late and not (clocks and self._matters(weights, arguments, after, clocks)):
-            self._averages = averages
+            self._proved = proved
 
     def _check_averages(
         self, weights: Tensors, arguments: Arguments, given: Tensors, own: Tensors, after: Tensors, seen: int
@@ -337,11 +359,12 @@ class Statistics:
         with suppress(Exception):  # it may not run with other numbers
             later = self._again(weights, arguments, {**given, **moved}, seen)
         others = [name for name in self._plain if name in after and name not in moved]
-        read = not later or any(differ(later[name], after[name]) for name in others)  # as codes read their sums
+        read = any(differ(later.get(name), after[name]) for name in others)  # as codes read their sums
         self._averages = {
             name: share
             for name, share in self._averages.items()
-            if not read and keeps(later[name] - after[name], moved[name] - own[name], share)
+            if not read and name in after and alike(later.get(name), after[name]) and alike(own[name], after[name])
+            if keeps(later[name] - after[name], moved[name] - own[name], share)
         }
 
     def _again(self, weights: Tensors, arguments: Arguments, buffers: Tensors, seed: int = 0) -> dict[str, Tensor]:
@@ -351,16 +374,16 @@ class Statistics:
 
     def _starting(self, weights: Tensors, arguments: Arguments, moved: Tensors) -> list[str]:
         """The buffers that begin to change when those are moved that do, in a module above too."""
-        counters = {name: self._own(name) for name in self._changed if name not in moved}
-        far = {name: ~value if value.dtype == torch.bool else value + _FAR for name, value in counters.items()}
+        own = {name: self._replicas.template.get_buffer(name) for name in self._changed}
+        counters = {name: far_from(value) for name, value in own.items() if not value.is_floating_point()}
         late: list[str] = []
         whole, self._whole = self._whole, True
-        for more in (moved, {name: value for name, value in far.items() if not value.is_floating_point()}):
-            if more:
-                with same_random_numbers():
-                    start, end = self._of_one(weights, arguments, more)
-                same = [name for name in self._plain if name in end and alike(start.get(name), end[name])]
-                late += [name for name in same if name not in (*self._changed, *late) and differ(start[name], end[name])]
+        for more in (moved, counters):
+            start, end = dict[str, Tensor](), dict[str, Tensor]()
+            with suppress(Exception), same_random_numbers():
+                start, end = self._of_one(weights, arguments, more)
+            same = [name for name in self._plain if name in end and alike(start.get(name), end[name])]
+            late += [name for name in same if name not in (*self._changed, *late) and differ(start[name], end[name])]
         self._whole = whole
         return late
 
@@ -374,22 +397,3 @@ class Statistics:
             except Exception:
                 return True
         return outputs_differ(*outputs)
-
-    def _check_state(self, weights: Tensors, arguments: Arguments) -> None:
-        """Tell if what is no buffer is kept from batch to batch, or to evaluation, which networks do not."""
-        if not self._replicas.habits.keeps_state:
-            return
-        together, apart = list[Any](), list[Any]()
-        modes, buffers = (True, True, False), dict[str, Tensor]()
-        with same_random_numbers():
-            kept = self._of_one(weights, arguments, {}, modes, together)[1]
-        with same_random_numbers():
-            for mode in modes:
-                buffers = self._of_one(weights, arguments, buffers, (mode,), apart)[1]
-        other = [name for name, value in kept.items() if differ(buffers.get(name), value)]
-        if other or outputs_differ(together[-1], apart[-1]):
-            warnings.warn(
-                f"{', '.join(other) or 'what comes out'} of {type(self._replicas.template).__name__} depends on what it keeps "
-                "from batch to batch beside its buffers, and every network starts without at each call: make that buffers too",
-                stacklevel=2,
-            )

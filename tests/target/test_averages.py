@@ -353,3 +353,129 @@ def test_shares():
         shares = shares_of(*runs, own, runs[0]({}), runs[1]({}), moved)
         assert list(shares) == ["mean"]
         assert shares["mean"] == pytest.approx(0.99, abs=tolerance)
+
+
+class Membrane(nn.Module):
+    """State of the size of a batch, begun anew where that is another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(6, 5))
+
+    def forward(self, x):
+        if self.training:
+            state = self.state if len(self.state) == len(x) else torch.zeros_like(x)
+            self.state = 0.9 * state + x.detach()
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:1.state of Sequential change")
+def test_state_of_the_size_of_a_batch_stops_nothing():
+    for network, _ in estimated(target(Membrane())):
+        assert network[1].state.shape == (6, 5)
+
+
+class Answers(nn.Module):
+    """What it answers changes its kind from call to call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.before, self.log = nn.Linear(3, 2).double(), None, []
+        self.register_buffer("mean", torch.zeros(2).double())
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.training:
+            self.mean.lerp_(y.detach().mean(0), 0.1)
+        before, self.before = self.before, y.detach()
+        self.log.append(before)
+        return {"y": y - self.mean, "before": before, "log": list(self.log)}
+
+
+@pytest.mark.filterwarnings("ignore:what comes out of Answers depends")
+def test_what_cannot_be_compared_stops_nothing():
+    hypernet = Hypernet(Answers(), samples=1, members=1, execution="loop").train()
+    hypernet(batches()[0])
+    assert hypernet.eval().ensemble(1).materialize()[0].mean.abs().min() > 0
+
+
+def test_a_first_pass_that_fails_leaves_the_next_as_it_would_be():
+    torch.manual_seed(0)
+    hypernet = Hypernet(target(Rule(lerp, mean=VECTOR)), samples=1, members=1, execution="loop").train()
+    hypernet(batches()[0])
+    with pytest.raises(RuntimeError):
+        hypernet.update_statistics([torch.zeros(6, 7, dtype=torch.float64)])
+    hypernet.update_statistics(batches())
+    (network,) = hypernet.materialize(hypernet.member_population())
+    with torch.no_grad():
+        mean = torch.stack([network[0](x).mean(0) for x in batches()]).mean(0)
+    assert torch.allclose(network[1].mean, mean, rtol=0, atol=1e-9)
+
+
+def test_what_was_frozen_at_first_is_looked_at_when_it_is_not():
+    torch.manual_seed(0)
+    hypernet = Hypernet(target(Rule(lerp, mean=VECTOR)), samples=1, members=1, execution="loop").train()
+    hypernet.target[1].eval()
+    hypernet(batches()[0])
+    assert torch.equal(hypernet.eval().ensemble(1).materialize()[0][1].mean, VECTOR)
+    hypernet.train()(batches()[0])
+    network = hypernet.eval().ensemble(1).materialize()[0]
+    with torch.no_grad():
+        assert torch.allclose(network[1].mean, network[0](batches()[0]).mean(0), rtol=0, atol=1e-9)
+
+
+def test_a_batch_norm_without_a_count():
+    fresh = target(nn.BatchNorm1d(5))
+    fresh[1].num_batches_tracked = None
+    for network, plain in estimated(fresh):
+        with torch.no_grad():
+            mean = torch.stack([plain[0](x).mean(0) for x in batches()]).mean(0)
+        assert torch.allclose(network[1].running_mean, mean, rtol=0, atol=1e-12)
+
+
+def test_an_average_that_one_odd_pass_denies_is_one_in_the_next():
+    torch.manual_seed(0)
+    hypernet = Hypernet(target(Rule(not_from_few, mean=VECTOR)), samples=1, members=1, execution="loop").train()
+    hypernet(batches()[0])
+    ensemble = hypernet.eval().ensemble(1)
+    with pytest.warns(UserWarning, match=r"1\.mean of Sequential change in training and are no averages"):
+        ensemble.update_statistics(batches())
+    few = [x for x in batches() if len(x) == 6]
+    ensemble.update_statistics(few)
+    (network,) = ensemble.materialize()
+    with torch.no_grad():
+        mean = torch.stack([network[0](x).mean(0) for x in few]).mean(0)
+    assert torch.allclose(network[1].mean, mean, rtol=0, atol=1e-9)
+
+
+class Harmless(nn.Module):
+    """A table that is made when it is needed, a number for a log, a scripted part and noise of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", None, persistent=False)
+        self.register_buffer("nothing", torch.full((2,), torch.nan))
+        self.part = torch.jit.script(Shift())
+        self.calls, self.generator = 0, torch.Generator()
+
+    def forward(self, x):
+        self.calls += 1
+        if self.table is None:
+            self.table = torch.arange(5).to(x)
+        noise = torch.rand(len(x), 1, generator=self.generator, dtype=x.dtype) if self.training else 0
+        return self.part(x) + self.table + noise
+
+
+class Shift(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("k", torch.ones(5))
+
+    def forward(self, x):
+        return x + self.k
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore:.*can't be copied")
+def test_what_harms_nothing_is_not_told():
+    """Warnings are errors in these tests."""
+    estimated(target(Harmless()))

@@ -171,6 +171,12 @@ def batches():
     return [torch.randn(size, 3, generator=generator, dtype=torch.float64) * 2 + 1 for size in (6, 6, 3, 6)]
 
 
+def means(network, inputs):
+    """What the batches give a moving average behind the first layer, on average."""
+    with torch.no_grad():
+        return torch.stack([network[0](x).mean(0) for x in inputs]).mean(0)
+
+
 def estimated(fresh):
     """Networks with statistics of their own, each beside the target with its weights as it was."""
     torch.manual_seed(0)
@@ -227,8 +233,7 @@ class OwnRate(nn.BatchNorm1d):
 @pytest.mark.filterwarnings("ignore:1.examples of Sequential change in training")
 def test_a_batch_norm_with_a_rate_and_a_count_of_its_own():
     for network, plain in estimated(target(OwnRate(5))):
-        with torch.no_grad():
-            mean = torch.stack([plain[0](x).mean(0) for x in batches()]).mean(0)
+        mean = means(plain, batches())
         assert torch.allclose(network[1].running_mean, mean, rtol=0, atol=1e-12)
         assert network[1].examples == 21
 
@@ -407,8 +412,7 @@ def test_a_first_pass_that_fails_leaves_the_next_as_it_would_be():
         hypernet.update_statistics([torch.zeros(6, 7, dtype=torch.float64)])
     hypernet.update_statistics(batches())
     (network,) = hypernet.materialize(hypernet.member_population())
-    with torch.no_grad():
-        mean = torch.stack([network[0](x).mean(0) for x in batches()]).mean(0)
+    mean = means(network, batches())
     assert torch.allclose(network[1].mean, mean, rtol=0, atol=1e-9)
 
 
@@ -428,8 +432,7 @@ def test_a_batch_norm_without_a_count():
     fresh = target(nn.BatchNorm1d(5))
     fresh[1].num_batches_tracked = None
     for network, plain in estimated(fresh):
-        with torch.no_grad():
-            mean = torch.stack([plain[0](x).mean(0) for x in batches()]).mean(0)
+        mean = means(plain, batches())
         assert torch.allclose(network[1].running_mean, mean, rtol=0, atol=1e-12)
 
 
@@ -443,8 +446,7 @@ def test_an_average_that_one_odd_pass_denies_is_one_in_the_next():
     few = [x for x in batches() if len(x) == 6]
     ensemble.update_statistics(few)
     (network,) = ensemble.materialize()
-    with torch.no_grad():
-        mean = torch.stack([network[0](x).mean(0) for x in few]).mean(0)
+    mean = means(network, few)
     assert torch.allclose(network[1].mean, mean, rtol=0, atol=1e-9)
 
 

@@ -18,7 +18,7 @@ def build(what: str, seed: int, steps: int | None) -> tuple[Classifier, Hypernet
 
     ``paper``: 300 latent numbers, uniform on [-1, 1], the paper's generator and start, Adam at 3e-4 x 0.99998 a step, a
     cross-entropy of 1,000 times the entropy, 32 networks with 32 images each. ``variational``: the same with a cross-entropy of
-    60,000 times the entropy, one for each training image: variational inference, and the second weight, of more accuracy.
+    60,000 times the entropy, one for each training image: variational inference, and a second weight.
     ``ours``: mean weights of five components, images shifted by up to two pixels, a quarter of the steps.
     """
     pl.seed_everything(seed)

@@ -89,7 +89,7 @@ def filled(
         A function that names the parameters in whose places something else stands.
     """
     put = [(*place.holder(root), tensors[place.parameter]) for place in places]
-    for name, value in (buffers or {}).items():
+    for name, value in by_all_names(dict(root.named_buffers(remove_duplicate=False)), buffers or {}).items():
         path, _, key = name.rpartition(".")
         put.append((root.get_submodule(path)._buffers, key, value))
     before = [holder[key] for holder, key, _ in put]
@@ -105,14 +105,16 @@ def filled(
 
 
 def put_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Let a module have these buffers, by their names; what had several names has them still."""
-    held = dict(root.named_buffers(remove_duplicate=False))
-    given = {id(held[name]): value for name, value in buffers.items() if name in held}
-    for name in {**held, **buffers}:
+    """Let a module have these buffers, by their names."""
+    for name, value in by_all_names(dict(root.named_buffers(remove_duplicate=False)), buffers).items():
         path, _, key = name.rpartition(".")
-        value = buffers[name] if name in buffers else given.get(id(held[name]))
-        if value is not None:
-            root.get_submodule(path)._buffers[key] = value
+        root.get_submodule(path)._buffers[key] = value
+
+
+def by_all_names(held: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that take the place of some that are held, by every name of those."""
+    values = {id(held[name]): value for name, value in given.items() if name in held}
+    return {name: values[id(one)] for name, one in held.items() if id(one) in values} | dict(given)
 
 
 def _at(holder: Any, key: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_hypernet.target.compiler import Compiler
 from lightning_hypernet.target.copies import Copies
 from lightning_hypernet.target.habits import Habits
-from lightning_hypernet.target.places import Place
+from lightning_hypernet.target.places import Place, by_all_names
 from lightning_hypernet.target.state import State
 
 Tensors = Mapping[str, Tensor]
@@ -132,10 +132,11 @@ class Replica:
         for holder, key, name in self._places if weights else ():
             holder[key] = weights[name]
         if buffers:
-            given = {id(origin[key]): buffers[name] for name, _, key, origin, _ in self._tracked if name in buffers}
-            for name, holder, key, origin, _ in self._tracked:  # by any of its names
-                if name in buffers or id(origin[key]) in given:
-                    holder[key] = buffers[name] if name in buffers else given[id(origin[key])]
+            held = {name: origin[key] for name, _, key, origin, _ in self._tracked if origin[key] is not None}
+            every = by_all_names(held, buffers)
+            for name, holder, key, _, _ in self._tracked:
+                if name in every:
+                    holder[key] = every[name]
 
     def replaced(self, weights: Tensors) -> list[str]:
         """The generated parameters in whose places something else stands now."""

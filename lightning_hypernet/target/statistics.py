@@ -338,17 +338,17 @@ class Statistics:
         moved = {name: other_than(own[name]) for name in floats}
         proved, here = dict[str, float](), dict[str, Tensor]()
         with suppress(Exception):  # what does not run with other numbers is taken for no average
-            here = self._again(others, other, {})
+            here = self._again(others, other, {}) if moved else {}
             elsewhere = partial(self._again, others, other)
-            proved = shares_of(partial(self._again, weights, arguments), elsewhere, own, after, here, moved)
+            proved = shares_of(partial(self._again, weights, arguments), elsewhere, own, after, here, moved) if moved else {}
         late = self._starting(weights, arguments, moved)
-        self._changed += late
         clocks = {
             name: far_from(own[name])
             for name in self._changed
             if name not in proved and (not own[name].is_floating_point() or not differ(here.get(name), after[name]))
         }
-        if not late and not (clocks and self._matters(weights, arguments, after, clocks)):
+        self._changed += late
+        if proved and not late and not (clocks and self._matters(weights, arguments, after, clocks)):
             self._proved = proved
 
     def _check_averages(
@@ -358,8 +358,7 @@ class Statistics:
         moved, later = {name: other_than(own[name]) for name in self._averages}, dict[str, Tensor]()
         with suppress(Exception):  # it may not run with other numbers
             later = self._again(weights, arguments, {**given, **moved}, seen)
-        others = [name for name in self._plain if name in after and name not in moved]
-        read = any(differ(later.get(name), after[name]) for name in others)  # as codes read their sums
+        read = any(differ(later.get(name), after[name]) for name in after if name not in moved)  # as codes read their sums
         self._averages = {
             name: share
             for name, share in self._averages.items()
@@ -378,7 +377,7 @@ class Statistics:
         counters = {name: far_from(value) for name, value in own.items() if not value.is_floating_point()}
         late: list[str] = []
         whole, self._whole = self._whole, True
-        for more in (moved, counters):
+        for more in filter(None, (moved, counters)):
             start, end = dict[str, Tensor](), dict[str, Tensor]()
             with suppress(Exception), same_random_numbers():
                 start, end = self._of_one(weights, arguments, more)
